@@ -1,0 +1,41 @@
+# make run     sets everything up and runs the claims of a few papers (PAPERS="dagnn halonet", PAPERS=all)
+# make test    sets everything up and runs the tests
+# make check   what CI checks beside the tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PAPERS ?= gradient_noise dagnn halonet
+INSTALLED := $(VENV)/.installed
+WORKERS ?= auto
+
+.PHONY: run test check install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "etude needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# A claim that fails or stays undecided (status 1 or 4) is an answer, not an error.
+run: $(INSTALLED)
+	@$(BIN)/etude run $(PAPERS); status=$$?; \
+	if [ $$status -ne 0 ] && [ $$status -ne 1 ] && [ $$status -ne 4 ]; then exit $$status; fi
+	@$(BIN)/etude report --output site
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) --jaxtyping-packages=etude,beartype.beartype
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/etude registry --check
+	$(BIN)/etude report --readme README.md --check
+	$(BIN)/etude verdict --check
+
+clean:
+	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache

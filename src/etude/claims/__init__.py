@@ -1,0 +1,1 @@
+"""The claims of each paper, in the rooms of their methods."""
