@@ -18,7 +18,7 @@ from typing import Any
 from etude.lab.contrast import Contrast
 from etude.lab.run import JobResult, judge_trials, now
 from etude.lab.store import Store, StoreError
-from etude.lab.verdict import claim_verdict
+from etude.lab.verdict import claim_verdict, deciding
 
 __all__ = ["check", "entry", "evidence_folder", "export", "load_evidence", "summary", "thin"]
 
@@ -176,9 +176,8 @@ def _index_row(path: Path) -> dict[str, Any]:
     evidence = _read(path) or {"claims": {}}
     claims = {}
     for claim_id, claim in evidence["claims"].items():
-        headline: dict[str, Any] = next(
-            (contrast for contrast in claim["contrasts"] if contrast["role"] == "primary"), {}
-        )
+        primary = [contrast for contrast in claim["contrasts"] if contrast["role"] == "primary"]
+        headline = deciding(primary, claim["status"])
         seconds = claim["cost"]["seconds"] + claim["cost"]["tuning_seconds"]
         row = {
             **claim,

@@ -32,7 +32,7 @@ from etude.lab.contrast import (
 from etude.lab.scores import Results, Scores, has_run
 from etude.lab.statistics import Interval, interval, resolvable, seeds_needed, sign_flip_p
 
-__all__ = ["MIN_SEEDS", "ContrastVerdict", "Results", "claim_p", "claim_verdict", "judge"]
+__all__ = ["MIN_SEEDS", "ContrastVerdict", "Results", "claim_p", "claim_verdict", "deciding", "judge"]
 
 MIN_SEEDS = 3
 
@@ -149,6 +149,12 @@ def claim_verdict(verdicts: Sequence[ContrastVerdict]) -> tuple[str, str]:
         if found:
             return status, "; ".join(item.text + (f": {item.reason}" if item.reason else "") for item in found)
     return "holds", ""
+
+
+def deciding(contrasts: Sequence[Mapping[str, Any]], status: str) -> Mapping[str, Any]:
+    """The first contrast that has the claim's own status, else the first one; empty without contrasts."""
+    same = [contrast for contrast in contrasts if contrast.get("status") == status]
+    return next(iter([*same, *contrasts]), {})
 
 
 def claim_p(verdicts: Sequence[ContrastVerdict]) -> float | None:
