@@ -171,7 +171,7 @@ def test_an_estimate_learns_from_the_past(tmp_path):
         (wider,) = plan([(TROUBLE, "steady", None)], "small", seeds=(0, 1, 2, 3))
         guess = estimate(wider, store)
     assert (guess.trials, guess.stored) == (8, 4)
-    assert 0.02 < guess.seconds < 1.0
+    assert guess.seconds >= 4 * 0.01
 
 
 def exported(tmp_path):

@@ -78,3 +78,8 @@ def forgets(trial: Trial) -> dict[str, float]:
 @PAPER.claim("All goes well, slowly", arms=_ARMS, expect=_EXPECT, setup=_SETUP, seeds=100)
 def steady(trial: Trial) -> dict[str, float]:
     return _score(trial)
+
+
+@PAPER.claim("A package is not installed", arms=_ARMS, expect=_EXPECT, setup=_SETUP, seeds=3)
+def needs_extra(trial: Trial) -> dict[str, float]:
+    raise ImportError("this claim needs unobtainium: pip install 'etude[unobtainium]'")
