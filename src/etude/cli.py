@@ -53,7 +53,7 @@ def _door() -> Iterator[None]:
 
     try:
         yield
-    except (UnknownName, BadUsage, StoreError, FileNotFoundError, ImportError) as error:
+    except (UnknownName, BadUsage, StoreError, FileNotFoundError, ConnectionError, ImportError) as error:
         typer.echo(f"etude: {parsing.one_line(error)}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

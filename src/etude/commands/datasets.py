@@ -18,7 +18,7 @@ def act(action: str, name: str | None, *, as_json: bool) -> str:
         if as_json:
             return json.dumps(rows, indent=1)
         return "\n".join(
-            f"{'+' if row['present'] else '.'} {row['name']:<20} {row['kind']:<10} {row['what']}" for row in rows
+            f"{'+' if row['present'] else '.'} {row['name']:<20} {row['kind']:<10} {row['summary']}" for row in rows
         )
     if action not in ("path", "fetch"):
         raise BadUsage(f"unknown action {action!r}; etude data takes list, path or fetch")

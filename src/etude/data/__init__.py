@@ -1,0 +1,28 @@
+"""Data: typed kinds, loaders that return them, and the catalogue of public sets.
+
+    from etude.data import images
+    data = images.digits()
+
+`etude.data.kinds` holds one dataclass per kind; `images`, `graphs` and `signals` load files, embedded sets and
+public sets; `catalogue` says which public sets exist, where they lie and how to get them. Submodules are imported
+when first used, so that listing the catalogue does not import torch.
+"""
+
+import importlib
+from types import ModuleType
+
+from etude.data.catalogue import home, locate
+
+__all__ = ["catalogue", "graphs", "home", "images", "kinds", "locate", "signals"]
+
+_SUBMODULES = ("catalogue", "graphs", "images", "kinds", "signals")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
