@@ -3,13 +3,12 @@
 import tempfile
 from pathlib import Path
 
+from benchmarks.compare import Comparison
 from etude.lab import Trial
 from etude.lab.paper import Setup
 from etude.lab.plan import plan
 from etude.lab.store import Store
 from etude.lab.worker import execute, load_paper
-
-from benchmarks.compare import Comparison
 
 __all__ = ["comparisons"]
 

@@ -159,7 +159,8 @@ def test_bad_usage_gets_one_line_and_status_2(arguments, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("claim", "status"), [("raises", 3), ("diverges", 3), ("forgets", 3), ("needs_data", 0), ("needs_extra", 2), ("steady --seeds 3", 0)]
+    ("claim", "status"),
+    [("raises", 3), ("diverges", 3), ("forgets", 3), ("needs_data", 0), ("needs_extra", 2), ("steady --seeds 3", 0)],
 )
 def test_exit_statuses_tell_errors_from_verdicts(claim, status, tmp_path):
     name, *options = claim.split()

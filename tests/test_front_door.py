@@ -7,6 +7,7 @@ from pathlib import Path
 
 import html5lib
 import pytest
+
 from etude.commands import reporting
 from etude.lab.evidence import check, evidence_folder, load_evidence
 from etude.lab.registry import load_registry

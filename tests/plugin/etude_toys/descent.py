@@ -47,8 +47,8 @@ def averaging(trial: Trial) -> dict[str, float]:
             weight -= 0.1 * gradient
         iterates.append(weight.detach().clone())
         time.sleep(trial.setup.pause / trial.setup.steps)
-        trial.log(step, loss=float(loss))
-        trial.progress(step, trial.setup.steps, loss=float(loss))
+        trial.log(step, loss=loss.item())
+        trial.progress(step, trial.setup.steps, loss=loss.item())
     estimate = iterates[-1]
     if trial.arm == "average":
         estimate = average_of_a_half(torch.stack(iterates[len(iterates) // 2 :]), trial.generator("method"))
