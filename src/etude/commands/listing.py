@@ -137,7 +137,7 @@ def find(query: str) -> list[dict[str, Any]]:
     """Papers whose card matches the words of the query, best first."""
     words = query.lower().split()
     scored = []
-    listed = {row["slug"]: row for row in rows()}
+    listed = {row["slug"]: row for row in reversed(rows())}
     for card in load_registry():
         fields = [
             (8, card["slug"].replace("_", " ")), (5, card["title"]), (3, card["authors"]), (2, card["summary"]),

@@ -60,7 +60,8 @@ def jobs_of(request: Request) -> list[Job]:
     if request.device.startswith("cuda"):
         import torch
 
-        if not torch.cuda.is_available():
+        elsewhere = request.engine == "ray" and request.address is not None
+        if not elsewhere and not torch.cuda.is_available():
             raise BadUsage(f"--device {request.device}: this PyTorch sees no GPU")
     elif request.device != "cpu":
         raise BadUsage(f"--device must be cpu or cuda, got {request.device!r}")

@@ -83,8 +83,8 @@ def load_registry(*, plugins: bool = True) -> list[dict[str, Any]]:
         for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
             row = _plugin(point.name, point.value)
             if point.name in taken:
-                row = _broken(point.name, point.value, f"the slug is taken by {taken[point.name]}")
-            taken[point.name] = point.value
+                row = _broken(point.name, point.value, f"{point.value} has the slug of {taken[point.name]}")
+            taken.setdefault(point.name, point.value)
             cards.append(row)
     return cards
 
@@ -96,7 +96,7 @@ def _plugin(slug: str, module: str) -> dict[str, Any]:
         if paper.slug != slug:
             raise ValueError(f"the entry point is named {slug}, the paper {paper.slug}")
         return card(paper, module)
-    except Exception as error:  # someone else's code: whatever it raises is told, not passed on
+    except (Exception, SystemExit) as error:  # someone else's code: whatever it raises is told, not passed on
         return _broken(slug, module, f"{type(error).__name__}: {error}")
 
 
@@ -115,7 +115,7 @@ def resolve(names: list[str], cards: list[dict[str, Any]]) -> list[tuple[dict[st
     Raises:
         UnknownName: for a name that there is not, with the nearest names; or for a plug-in that is broken.
     """
-    by_slug = {row["slug"]: row for row in cards}
+    by_slug = {row["slug"]: row for row in reversed(cards)}  # of two with one slug, the first has it
     for slug in {name.partition("/")[0] for name in names} - set(by_slug) - {"all"}:
         found = _unregistered(slug)
         if found is not None:

@@ -25,6 +25,7 @@ __all__ = ["Result", "Store", "StoreError", "StoreLocked"]
 
 _log = logging.getLogger(__name__)
 _PREFIX = 8
+_REPLACED = ".writing-old-"
 
 
 class StoreError(OSError):
@@ -106,6 +107,8 @@ class Store:
         except OSError as error:
             raise _refusal(f"cannot write the store {self.path}", error) from error
         self._lock = lock
+        for leftover in self.path.glob(f"{_REPLACED}*"):
+            self._put_back(leftover)
         for leftover in self.path.glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         return self
@@ -116,6 +119,16 @@ class Store:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _put_back(self, replaced: Path) -> None:
+        """Undoes a replacement that was killed between taking the old result away and putting the new one there."""
+        try:
+            trial = json.loads((replaced / "result.json").read_text(encoding="utf-8"))["trial"]
+            home = self.path.joinpath(*trial["claim"].split("/"), trial["scale"], replaced.name.removeprefix(_REPLACED))
+            if not home.exists():
+                os.rename(replaced, home)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.info("dropped the unreadable leftover %s (%s)", replaced, error)
 
     def results(self, claim: str | None = None) -> Iterator[Result]:
         """All trials that can be read, of one claim if named. A torn or foreign result is named in the log and left."""
@@ -155,7 +168,7 @@ class Store:
                 os.fsync(handle.fileno())
             folder.parent.mkdir(parents=True, exist_ok=True)
             if folder.exists():
-                old = self.path / f".writing-old-{name}"
+                old = self.path / f"{_REPLACED}{name}"
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(folder, old)
                 os.rename(writing, folder)
