@@ -61,10 +61,11 @@ def _door() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _print_version(value: bool) -> None:
+def _print_version(value: bool) -> bool:
     if value:
         typer.echo(f"etude {__version__}")
         raise typer.Exit
+    return value
 
 
 @app.callback()
@@ -198,6 +199,42 @@ def data(
 
     with _door():
         typer.echo(datasets.act(action, name, as_json=as_json))
+
+
+@app.command()
+def new(
+    slug: Annotated[str, typer.Argument(metavar="SLUG", help="Name of the paper, such as gradient_noise.")],
+    domain: Annotated[str, typer.Option("--domain", help="The room of its method, such as training.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a plug-in package into this folder.")
+    ] = None,
+) -> None:
+    """Write the files of a new paper: method, claims, and tests that fail until written."""
+    from etude.commands import creating
+
+    with _door():
+        typer.echo(creating.create(slug, domain, output))
+
+
+@app.command()
+def audit(
+    papers: Slugs = None,
+    claims: Annotated[int, typer.Option(help="Simulated claims for each check.")] = 400,
+    scale: Annotated[str, typer.Option(help="Scale of the baselines of named papers.")] = "smoke",
+    seeds: Annotated[int, typer.Option(help="Pairs of seeds for the baselines of named papers.")] = 5,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; the number of cores if not given.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check how often the verdicts err: by simulation, or with the baselines of named papers set against themselves."""
+    from etude.commands import auditing
+
+    with _door():
+        if papers:
+            text, status = auditing.baselines(papers, scale=scale, seeds=seeds, workers=workers, as_json=as_json)
+        else:
+            text, status = auditing.simulations(claims, as_json=as_json)
+        typer.echo(text)
+    raise typer.Exit(status)
 
 
 def main() -> None:

@@ -301,10 +301,10 @@ def test_an_index_of_a_thousand_claims_is_quick_and_reads_no_series(registry: li
         claims = [{"id": claim_id, "says": record["says"], "version": 1} for claim_id in ids]
         cards.append({**registry[0], "slug": slug, "domain": f"domain{number % 8}", "claims": claims})
         files[slug] = {"claims": dict.fromkeys(ids, record), "cost": {"seconds": 3.0}, "exported": "2026-01-05"}
-    started = time.perf_counter()
+    started = time.process_time()  # not the wall clock: other tests share the machine
     renderer = Renderer(cards, files, dict.fromkeys(files, True), generated="")
     pages = renderer.index_pages()
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert renderer.catalogue.claims == 1000
     assert len(pages) > 1
     assert all(len(page.encode()) < PAGE_LIMIT for page in pages.values())

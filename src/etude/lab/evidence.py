@@ -86,6 +86,7 @@ def entry(result: JobResult, store: Store) -> dict[str, Any]:
     }  # fmt: skip
     seconds = sum(trial["seconds"] for trial in trials)
     tuning_seconds = sum(table["seconds"] for table in tuning.values())
+    cpu_seconds = sum(record["cpu_seconds"] for record in [*result.trials, *result.tuning_records])
     return {
         "version": claim.version, "scale": job.scale, "says": claim.says, "seeds": list(job.seeds),
         "status": result.status, "reason": result.reason, "reported": claim.reported, "notes": claim.notes,
@@ -93,7 +94,10 @@ def entry(result: JobResult, store: Store) -> dict[str, Any]:
         "resplit": claim.resplit, "arms": list(claim.arms), "shown": list(claim.shown),
         "fingerprint": job.fingerprint, "contrasts": [verdict.to_json() for verdict in result.contrasts],
         "tuning": tuning, "trials": trials, "series": series, "figures": figures,
-        "cost": {"seconds": round(seconds, 3), "tuning_seconds": round(tuning_seconds, 3)},
+        "cost": {
+            "seconds": round(seconds, 3), "tuning_seconds": round(tuning_seconds, 3),
+            "cpu_seconds": round(cpu_seconds, 3),
+        },
     }  # fmt: skip
 
 
@@ -115,7 +119,7 @@ def export(folder: Path, slug: str, results: Iterable[JobResult], store: Store) 
     known = {claim_id for result in results for claim_id in _known_ids(result)}
     evidence["claims"] = {claim_id: claims[claim_id] for claim_id in sorted(claims) if claim_id in known}
     seconds = sum(claim["cost"]["seconds"] + claim["cost"]["tuning_seconds"] for claim in evidence["claims"].values())
-    cpu = sum(trial["cpu_seconds"] for claim in evidence["claims"].values() for trial in claim["trials"])
+    cpu = sum(claim["cost"]["cpu_seconds"] for claim in evidence["claims"].values())
     whole = {
         "schema": 1, "slug": slug, "scale": "small", "exported": now(), "environment": environment,
         "cost": {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}, "claims": evidence["claims"],
@@ -145,7 +149,7 @@ def load_evidence(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def summary(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """claim id -> status, effect, interval, seeds and cost: what a list needs, read from the folder's index.
+    """claim id -> status, effect, interval, seeds and processor time: what a list needs, read from the folder's index.
 
     A file that changed since the index was written is read itself.
     """
@@ -178,12 +182,8 @@ def _index_row(path: Path) -> dict[str, Any]:
     for claim_id, claim in evidence["claims"].items():
         primary = [contrast for contrast in claim["contrasts"] if contrast["role"] == "primary"]
         headline = deciding(primary, claim["status"])
-        seconds = claim["cost"]["seconds"] + claim["cost"]["tuning_seconds"]
-        row = {
-            **claim,
-            **{key: headline.get(key) for key in ("n", "effect", "low", "high")},
-            "seconds": round(seconds, 1),
-        }
+        row = {**claim, **{key: headline.get(key) for key in ("n", "effect", "low", "high")}}
+        row["seconds"] = round(claim["cost"]["cpu_seconds"], 1)
         claims[claim_id] = {key: row.get(key) for key in _SUMMARY_KEYS}
     return {"sha256": _digest(path), "claims": claims}
 

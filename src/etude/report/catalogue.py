@@ -33,6 +33,7 @@ class ClaimLine:
     scale: str
     seconds: float | None
     primaries: tuple[Mapping[str, Any], ...]
+    scales: tuple[str, ...] = ("small",)
     p: float | None = None
     q: float | None = None
 
@@ -40,6 +41,11 @@ class ClaimLine:
     def fresh(self) -> bool:
         """Whether the evidence is that of today's code; `stale` says why not."""
         return not self.stale
+
+    @property
+    def awaited(self) -> bool:
+        """Whether evidence is there or can be made without a cluster; other claims wait for a run at full."""
+        return self.status != "none" or bool({"small", "medium"} & set(self.scales))
 
     @property
     def data(self) -> str:
@@ -214,6 +220,7 @@ def _paper_line(card: Mapping[str, Any], evidence: Mapping[str, Any] | None, fre
                 scale=str(record.get("scale") or ""),
                 seconds=_seconds(record.get("cost") or {}),
                 primaries=contrasts,
+                scales=tuple((claim or {}).get("scales") or ("small",)),
                 p=_largest_p(contrasts),
             )
         )
@@ -221,7 +228,7 @@ def _paper_line(card: Mapping[str, Any], evidence: Mapping[str, Any] | None, fre
         card=card,
         claims=tuple(claims),
         fresh=bool(stored) and all(claim.fresh for claim in claims),
-        seconds=finite(((evidence or {}).get("cost") or {}).get("seconds")),
+        seconds=_seconds((evidence or {}).get("cost") or {}),
         exported=str((evidence or {}).get("exported") or ""),
     )
 
@@ -239,7 +246,10 @@ def _stale(claim: Mapping[str, Any] | None, record: Mapping[str, Any], fresh: bo
 
 
 def _seconds(cost: Mapping[str, Any]) -> float | None:
-    """Seconds of a claim, its tuning included."""
+    """Processor seconds of a claim, its tuning included; the wall clock where only that is known."""
+    processor = finite(cost.get("cpu_seconds"))
+    if processor is not None:
+        return processor
     seconds = finite(cost.get("seconds"))
     return None if seconds is None else seconds + (finite(cost.get("tuning_seconds")) or 0.0)
 

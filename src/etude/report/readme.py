@@ -14,7 +14,7 @@ __all__ = ["BEGIN", "END", "readme_in_sync", "update_readme", "verdict_table"]
 BEGIN = "<!-- verdicts:begin -->"
 END = "<!-- verdicts:end -->"
 HEADER = (
-    "| Paper | Year | Claim | Verdict | Effect [interval] | n | Cost |",
+    "| Paper | Year | Claim | Verdict | Effect [interval] | n | Processor time |",
     "| --- | --- | --- | --- | --- | --- | --- |",
 )
 
@@ -24,12 +24,13 @@ def verdict_table(
     evidence: Mapping[str, Mapping[str, Any]],
     freshness: Mapping[str, bool],
 ) -> str:
-    """A row for each claim of each paper, in GitHub's Markdown.
+    """A row for each claim of each paper, in GitHub's Markdown; claims that only `full` can decide are left out.
 
     The effect is that of the primary contrast that decides the verdict; where there are several, their number
     stands behind it.
     """
-    rows = [_row(paper, claim) for paper in catalogue(registry, evidence, freshness).papers for claim in paper.claims]
+    papers = catalogue(registry, evidence, freshness).papers
+    rows = [_row(paper, claim) for paper in papers for claim in paper.claims if claim.awaited]
     return "\n".join([*HEADER, *rows])
 
 

@@ -1,0 +1,1 @@
+"""Papers that bring deep learning to the sciences."""
