@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -91,28 +92,26 @@ def test_a_half_written_result_is_never_read_and_is_cleared(tmp_path):
         assert not leftover.exists()
 
 
-def _hold(path, ready, release):
+def _hold(path, ready):
     with Store(path):
         ready.set()
-        release.wait(30)
+        time.sleep(120)
 
 
 def test_a_store_held_by_another_run_is_refused_until_that_run_ends(tmp_path):
     context = multiprocessing.get_context("spawn")
-    ready, release = context.Event(), context.Event()
-    holder = context.Process(target=_hold, args=(tmp_path, ready, release))
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path, ready))
     holder.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(60)
         with pytest.raises(StoreLocked, match=f"held by another run .process {holder.pid}"), Store(tmp_path):
             pass
+    finally:
         holder.kill()
         holder.join(30)
-        with Store(tmp_path):
-            pass
-    finally:
-        release.set()
-        holder.join(30)
+    with Store(tmp_path):
+        pass
 
 
 def test_writing_needs_the_lock(tmp_path):
