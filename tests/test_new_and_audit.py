@@ -147,8 +147,8 @@ def test_audit_in_json_is_json_alone():
 
 
 def test_audit_tells_a_check_that_does_not_pass(monkeypatch):
-    monkeypatch.setattr("etude.lab.statistics._t_quantile", lambda df, level: 1.0)
-    done = etude("audit", "--claims", "60")
+    monkeypatch.setattr("etude.lab.statistics._t_quantile", lambda df, level: 1.96)
+    done = etude("audit", "--claims", "100")
     assert done.exit_code == 1
     assert "null       NOT PASSED" in done.output
     assert "not all checks passed" in done.output
@@ -182,6 +182,7 @@ def test_the_audit_of_baselines_reads_as_a_table_and_names_what_failed(monkeypat
     assert "toy_trouble/steady" in rows["undecided"]
 
 
+@pytest.mark.slow
 def test_more_decisions_than_chance_gives_fail_the_audit(monkeypatch):
     class Biased:
         """Gives the first half of the seeds a better score: what a verdict without pairing might do."""

@@ -106,6 +106,7 @@ def works(node):
     return any("toy_descent" in " ".join(child.cmdline()) for child in raylet.children())
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_half_way_loses_nothing(tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
