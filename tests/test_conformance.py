@@ -16,7 +16,8 @@ TROUBLED = {"toy_broken", "toy_trouble"}  # one does not load, the trials of the
 
 @pytest.mark.parametrize("slug", sorted({card["slug"] for card in load_registry()} - TROUBLED))
 def test_every_paper_conforms(slug):
-    assert check_paper(slug).trials > 0
+    # Twice the budget and more: the checker of types and a busy machine slow the trials down.
+    assert check_paper(slug, budget=60.0).trials > 0
 
 
 def problems(slug, **options):
