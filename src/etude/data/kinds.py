@@ -17,7 +17,7 @@ from jaxtyping import Complex64
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["Examples", "GraphData", "ImageData", "Recording", "SignalData"]
+__all__ = ["Examples", "GraphData", "ImageData", "Recording", "SignalData", "TableData"]
 
 
 def _described(tensor: Tensor) -> str:
@@ -338,3 +338,72 @@ class SignalData:
         """Samples in one signal."""
         signal = self.train.inputs[0] if isinstance(self.train, Examples) else self.train[0][0]
         return signal.shape[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class TableData:
+    """Rows of a table as numbers, and one target for each, in a fixed split.
+
+    Args:
+        train, val, test: inputs float32 (n, features); targets int64 (n,), the class, or float32 (n,), a value.
+        columns: name of each feature, in the order of the inputs.
+        classes: names of the classes, in the order of the labels; empty if the target is a value.
+        name: what the data are called in tables.
+    """
+
+    train: Examples
+    val: Examples
+    test: Examples
+    columns: tuple[str, ...]
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self):
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        _check_splits("TableData", splits)
+        if len(self.classes) == 1:
+            raise ValueError(f"TableData needs at least two classes, or none for a value, got {self.classes}")
+        for name, split in splits.items():
+            if not isinstance(split, Examples):
+                raise TypeError(f"TableData.{name} must be Examples, got {type(split).__name__}")
+            if split.inputs.dtype != torch.float32 or split.inputs.ndim != 2:
+                raise ValueError(
+                    f"TableData.{name} inputs must be float32 of shape (n, features), got {_described(split.inputs)}"
+                )
+            if split.inputs.shape[1] != len(self.columns):
+                raise ValueError(
+                    f"TableData.{name} has {split.inputs.shape[1]} features, columns names {len(self.columns)}"
+                )
+            if not bool(torch.isfinite(split.inputs).all()):
+                raise ValueError(f"TableData.{name} inputs hold NaN or infinite values")
+            if self.classes:
+                _check_labels(split.targets, len(self.classes), f"TableData.{name} targets")
+            elif split.targets.dtype != torch.float32 or split.targets.ndim != 1:
+                raise ValueError(
+                    f"TableData.{name} targets must be float32 of shape (n,), got {_described(split.targets)}"
+                )
+            elif not bool(torch.isfinite(split.targets).all()):
+                raise ValueError(f"TableData.{name} targets hold NaN or infinite values")
+
+    @property
+    def num_features(self) -> int:
+        return len(self.columns)
+
+    @property
+    def num_classes(self) -> int:
+        """0 if the target is a value."""
+        return len(self.classes)
+
+    def standardized(self) -> "TableData":
+        """The same data with each feature at mean 0 and standard deviation 1 over the train split.
+
+        A feature that is constant over the train split is only centred.
+        """
+        mean = self.train.inputs.mean(dim=0)
+        std = self.train.inputs.std(dim=0, correction=0)
+        std = torch.where(std > 0, std, torch.ones_like(std))
+        scaled = {
+            name: Examples((split.inputs - mean) / std, split.targets)
+            for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
+        }
+        return replace(self, **scaled)
