@@ -59,7 +59,8 @@ def leaky(trial: Trial) -> dict[str, float]:
 
 @SPOILING.claim("The method changes the data in place", data={"ones": lambda: torch.ones(3)}, **_CLAIM)
 def spoiling(trial: Trial, data: torch.Tensor) -> dict[str, float]:
-    score = float(data.sum()) if trial.arm == "baseline" else float(trial.setup.steps)
+    steps = float(trial.setup.steps)
+    score = float(data.sum()) if trial.arm == "baseline" else steps
     if trial.arm == "method":
         data.zero_()
     return {"score": score}

@@ -378,7 +378,8 @@ def study_depth(trial: Trial, data: GraphData) -> dict[str, float]:
     tune_seeds=1,
     untuned=("dagnn_published",),
     tuned_like={"mlp": "gcn", "gcn_5": "gcn", "dagnn_5": "dagnn"},
-    seeds={"smoke": 1, "small": 8, "full": 100},
+    seeds={"smoke": 1, "small": range(8, 16), "full": 100},
+    version=2,
     worst={"accuracy": 0.0},
     timeout=3600.0,
     reported=(
@@ -396,8 +397,9 @@ def study_depth(trial: Trial, data: GraphData) -> dict[str, float]:
         "public validation and test nodes, and the settings chosen at 20: their contrasts say whether few labels make "
         "the gap larger. Training sets of 5 a class hardly overlap and the test nodes stay, so no correction for "
         "resampling applies; conclusions are about this graph. Validation has more labels than training, as "
-        "everywhere on these graphs. The published gain is over baselines that were not tuned on this grid; a tuned "
-        "APPNP is level with DAGNN here, while with 5 labels a class DAGNN leads the GCN clearly."
+        "everywhere on these graphs. Seeds 0 to 7 were spent while the grid was being fixed: on a larger one APPNP was "
+        "ahead of DAGNN on CiteSeer, on this one neither was. The published gain is over baselines that were not tuned "
+        "on this grid; a tuned APPNP is level with DAGNN here, while with 5 labels a class DAGNN leads the GCN clearly."
     ),
 )
 def accuracy(trial: Trial, data: GraphData) -> dict[str, float]:
