@@ -402,8 +402,8 @@ class TableData:
         mean = self.train.inputs.mean(dim=0)
         std = self.train.inputs.std(dim=0, correction=0)
         std = torch.where(std > 0, std, torch.ones_like(std))
-        scaled = {
-            name: Examples((split.inputs - mean) / std, split.targets)
-            for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
-        }
-        return replace(self, **scaled)
+
+        def scaled(split: Examples) -> Examples:
+            return Examples((split.inputs - mean) / std, split.targets)
+
+        return replace(self, train=scaled(self.train), val=scaled(self.val), test=scaled(self.test))
