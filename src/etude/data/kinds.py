@@ -359,7 +359,7 @@ class TableData:
     name: str
 
     def __post_init__(self):
-        splits = {"train": self.train, "val": self.val, "test": self.test}
+        splits: dict[str, Examples | Dataset] = {"train": self.train, "val": self.val, "test": self.test}
         _check_splits("TableData", splits)
         if len(self.classes) == 1:
             raise ValueError(f"TableData needs at least two classes, or none for a value, got {self.classes}")
