@@ -1,6 +1,9 @@
 """Runs the comparisons: ours and the peer's turn by turn in one process, so that both meet the same weather."""
 
 import importlib
+import json
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -10,8 +13,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["Comparison", "run", "text"]
+__all__ = ["Comparison", "record", "run", "text"]
 
+FOLDER = Path(__file__).parent
+_TOOLS = ("__init__", "__main__", "compare")
 _WARM_UPS = 3
 _ROUNDS = 15
 _SECONDS = 20.0
@@ -63,8 +68,7 @@ def run(names: list[str]) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: if there is no benchmark of that name.
     """
-    folder = Path(__file__).parent
-    known = sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "__main__", "compare"))
+    known = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in _TOOLS)
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise FileNotFoundError(f"no benchmark of {', '.join(unknown)}; there are {', '.join(known)}")
@@ -93,3 +97,35 @@ def text(rows: list[dict[str, Any]]) -> str:
             + (f"  ({row['note']})" if row["note"] else "")
         )
     return "\n".join(lines)
+
+
+def record(rows: list[dict[str, Any]]) -> Path:
+    """Keeps the rows in `results.json`, in place of older ones of the same benchmarks, and writes `RESULTS.md`."""
+    path = FOLDER / "results.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for slug in {row["slug"] for row in rows}:
+        measured = [row for row in rows if row["slug"] == slug and "ratio" in row]
+        if measured:
+            machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread, torch {torch.__version__}"
+            kept[slug] = {"machine": machine, "rows": measured}
+    path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
+    lines = [_HEAD]
+    for slug, entry in sorted(kept.items()):
+        lines += [f"\n## {slug}\n", f"{entry['machine']}.\n", "| what | ours, ms | peer | its ms | ratio | |"]
+        lines.append("| --- | ---: | --- | ---: | ---: | --- |")
+        lines += [
+            f"| {row['name']} | {row['ours_ms']:.3g} | {row['peer']} | {row['peer_ms']:.3g} | {row['ratio']:.2f} "
+            f"| {row['note']} |"
+            for row in entry["rows"]
+        ]
+    page = FOLDER / "RESULTS.md"
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return page
+
+
+_HEAD = """\
+# Speed beside peers
+
+Medians of calls taken turn by turn in one process; a ratio below 1 means that ours is faster. `etude bench SLUG`
+measures again, `etude bench SLUG --record` writes this page. Peers that are not installed are left out
+(timm: `pip install --no-deps timm`)."""

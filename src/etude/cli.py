@@ -169,12 +169,16 @@ def report(
 
 
 @app.command()
-def bench(papers: Slugs = None, as_json: JsonFlag = False) -> None:
+def bench(
+    papers: Slugs = None,
+    record: Annotated[bool, typer.Option("--record", help="Keep the figures in benchmarks/RESULTS.md.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Compare speed with peers, side by side in one process (from a checkout)."""
     from etude.commands import benching
 
     with _door():
-        typer.echo(benching.run(papers or [], as_json=as_json))
+        typer.echo(benching.run(papers or [], as_json=as_json, record=record))
 
 
 @app.command()

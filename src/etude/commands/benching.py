@@ -10,8 +10,8 @@ from pathlib import Path
 __all__ = ["run"]
 
 
-def run(names: list[str], *, as_json: bool) -> str:
-    """Runs the named benchmarks, or all.
+def run(names: list[str], *, as_json: bool, record: bool = False) -> str:
+    """Runs the named benchmarks, or all; with `record`, keeps the figures in `benchmarks/RESULTS.md`.
 
     Raises:
         FileNotFoundError: outside a checkout.
@@ -22,4 +22,6 @@ def run(names: list[str], *, as_json: bool) -> str:
     sys.path.insert(0, str(root))
     compare = importlib.import_module("benchmarks.compare")
     rows = compare.run(names)
+    if record:
+        compare.record(rows)
     return json.dumps(rows, indent=1) if as_json else compare.text(rows)

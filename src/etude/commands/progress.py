@@ -26,6 +26,7 @@ __all__ = ["Live"]
 
 _STYLES = {"holds": "green", "fails": "red", "undecided": "yellow"}
 _LINE_EVERY = 15.0
+_WIDTH_OF_FILES = 160
 
 
 class Live:
@@ -36,6 +37,8 @@ class Live:
 
     def __init__(self, *, quiet: bool = False):
         self.console = Console(stderr=quiet, quiet=quiet, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = _WIDTH_OF_FILES
         self._bars = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
