@@ -218,13 +218,13 @@ def test_ctrl_c_leaves_a_store_that_goes_on(tmp_path):
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/**/result.json")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("runs/toy_trouble/**/result.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in errors
-    stored = len(list(tmp_path.glob("runs/**/result.json")))
+    stored = len(list(tmp_path.glob("runs/toy_trouble/**/result.json")))
     assert 0 < stored < 200
     done = etude("run", "toy_trouble/steady", "--engine", "inline", "--no-export", cwd=tmp_path, check=0)
     assert f"{200 - stored} trials run, {stored} from the store" in done.stdout
