@@ -1,9 +1,11 @@
 """The coordinator: what is run, what is taken from the store, tuning, failures, and the verdicts in the end."""
 
+import json
+
 import pytest
 
 from etude.lab.engine import make_engine
-from etude.lab.evidence import check, entry, export, load_evidence, summary, thin
+from etude.lab.evidence import _compact, check, entry, export, load_evidence, summary, thin
 from etude.lab.plan import estimate, plan
 from etude.lab.run import run
 from etude.lab.store import Store
@@ -230,3 +232,10 @@ def test_thinning_keeps_extremes_and_ends():
     assert [1234.0, 9.0] in kept
     assert kept[0][0] == 0
     assert kept[-1][0] == 9_999
+
+
+def test_the_points_of_a_curve_stand_on_a_line_each_and_read_back_the_same():
+    content = {"series": {"loss": [[1.0, -2e-05], [2.0, 3.0]]}, "seeds": [0, 1], "note": "a [1.0, 2.0] in words"}
+    text = _compact(json.dumps(content, indent=1))
+    assert json.loads(text) == content
+    assert "[1.0, -2e-05]" in text

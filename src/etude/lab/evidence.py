@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 _POINTS = 100
 _TOLERANCE = 1e-9
 _INDEX = "index.json"
+_POINT = re.compile(r"\[\n\s*(-?[\d.eE+-]+),\n\s*(-?[\d.eE+-]+)\n\s*\]")
 _SUMMARY_KEYS = ("status", "reason", "n", "effect", "low", "high", "seconds", "fingerprint", "version", "scale")
 
 
@@ -126,7 +128,7 @@ def export(folder: Path, slug: str, results: Iterable[JobResult], store: Store) 
     }  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps(whole, indent=1, allow_nan=False))
+        _write(path, _compact(json.dumps(whole, indent=1, allow_nan=False)))
         write_index(folder)
     except OSError as error:
         raise StoreError(f"cannot write the evidence {path}: {error.strerror or error}") from error
@@ -223,6 +225,11 @@ def _differences(stored: Mapping[str, Any], again: Mapping[str, Any]) -> list[st
         if not same:
             lines.append(f"{key} {old} != {new}")
     return lines
+
+
+def _compact(text: str) -> str:
+    """Puts each point of a curve on one line: half the size, and a diff of a line for a point that changed."""
+    return _POINT.sub(r"[\1, \2]", text)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
