@@ -4,36 +4,18 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.compare import Comparison
+from etude.nn.resnet import ResNet
 from etude.training.gradient_noise import GradientNoise
 
 _BATCH = 128
 
 
-class _Block(nn.Module):
-    def __init__(self, channels: int, out: int, stride: int):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
-            nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out),
-        )  # fmt: skip
-        self.skip: nn.Module = nn.Identity()
-        if stride > 1:
-            self.skip = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.body(x) + self.skip(x)).relu()
-
-
 def _resnet18() -> nn.Module:
-    """ResNet-18 for 32 x 32 images, 11.2 million parameters."""
-    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2),
-              (512, 512, 1)]  # fmt: skip
-    stem = [nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)]
-    return nn.Sequential(*stem, *(_Block(*sizes) for sizes in widths), *head)
+    """For 32 x 32 images, 11.2 million parameters."""
+    return ResNet(18, num_classes=10, small_images=True)
 
 
 def _training_step(noise: bool) -> Callable[[], None]:
