@@ -10,39 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.compare import Comparison
+from etude.nn.resnet import ResNet
 from etude.training.batchformer import attach_batchformer, param_groups_with_batchformer, two_stream_loss
 
 _BATCH, _SIZE, _CLASSES = 128, 64, 1000
-
-
-class _Block(nn.Module):
-    def __init__(self, channels: int, width: int, stride: int):
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width),
-        )  # fmt: skip
-        self.shortcut = nn.Sequential()
-        if stride > 1 or channels != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.residual(x) + self.shortcut(x))
-
-
-def resnet18() -> nn.Sequential:
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
-    ]  # fmt: skip
-    channels = 64
-    for width in (64, 128, 256, 512):
-        layers += [_Block(channels, width, 1 if width == 64 else 2), _Block(width, width, 1)]
-        channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, _CLASSES))
 
 
 def _step(model: nn.Module, groups: Any, x: Tensor, y: Tensor) -> Callable[[], Any]:
@@ -59,9 +33,9 @@ def _step(model: nn.Module, groups: Any, x: Tensor, y: Tensor) -> Callable[[], A
 def comparisons() -> list[Comparison]:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    plain = resnet18().to(device)
+    plain = ResNet(18, num_classes=_CLASSES).to(device)
     model = copy.deepcopy(plain)
-    handle = attach_batchformer(model, None, str(len(plain) - 1))
+    handle = attach_batchformer(model, None, "fc")
     x, y = torch.randn(_BATCH, 3, _SIZE, _SIZE, device=device), torch.randint(_CLASSES, (_BATCH,), device=device)
     return [
         Comparison(
