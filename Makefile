@@ -1,6 +1,7 @@
 # make run     sets everything up and runs the claims of a few papers (PAPERS="dagnn halonet", PAPERS=all)
 # make test    sets everything up and runs the tests
 # make check   what CI checks beside the tests
+# make soak    the fault tests in full: 200 trials under kills of workers, coordinators and nodes, some minutes
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ PAPERS ?= gradient_noise dagnn halonet
 INSTALLED := $(VENV)/.installed
 WORKERS ?= auto
 
-.PHONY: run test check install clean
+.PHONY: run test check soak install clean
 
 install: $(INSTALLED)
 
@@ -36,6 +37,9 @@ check: $(INSTALLED)
 	$(BIN)/etude registry --check
 	$(BIN)/etude report --readme README.md --check
 	$(BIN)/etude verdict --check
+
+soak: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow -s tests/lab/test_faults.py tests/lab/test_engine_ray.py
 
 clean:
 	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from etude.lab.engine import make_engine
+from etude.lab.engine import Done, make_engine
 from etude.lab.evidence import _compact, check, entry, export, load_evidence, summary, thin
 from etude.lab.plan import estimate, plan
 from etude.lab.run import run
 from etude.lab.store import Store
+from etude.lab.task import Outcome
 
 SHRINKAGE, TROUBLE = "etude_toys.shrinkage:PAPER", "etude_toys.trouble:PAPER"
 
@@ -239,3 +240,63 @@ def test_the_points_of_a_curve_stand_on_a_line_each_and_read_back_the_same():
     text = _compact(json.dumps(content, indent=1))
     assert json.loads(text) == content
     assert "[1.0, -2e-05]" in text
+
+
+class Unlucky:
+    """An engine on which every trial meets the given ends before it is done."""
+
+    name, workers = "unlucky", 1
+
+    def __init__(self, *ends):
+        self.ends, self.tasks, self.met = ends, [], {}
+
+    @property
+    def free(self):
+        return self.workers - len(self.tasks)
+
+    def submit(self, task):
+        self.tasks.append(task)
+
+    def poll(self, timeout):
+        task = self.tasks.pop()
+        left = self.met.setdefault(task.id, list(self.ends))
+        status = left.pop(0) if left else "done"
+        yield Done(task, Outcome(status, reason="bad luck", metrics={"score": float(task.seed)}))
+
+    def close(self): ...
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "attempts"),
+    [
+        ((), "done", 1),
+        (("crashed", "crashed"), "done", 3),
+        (("crashed",) * 9, "crashed", 3),
+        (("lost",) * 9, "done", 10),
+        (("lost", "crashed", "lost", "crashed", "lost"), "done", 6),
+        (("lost",) * 99, "crashed", 20),
+    ],
+)
+def test_a_trial_is_blamed_for_its_worker_and_not_for_its_machine(tmp_path, ends, status, attempts):
+    with Store(tmp_path) as store:
+        jobs = plan([(TROUBLE, "steady", None)], "small", seeds=(0, 1, 2))
+        result = only(run(jobs, store, Unlucky(*ends)))
+    assert len(result.trials) == 6
+    assert {(record["status"], record["attempts"]) for record in result.trials} == {(status, attempts)}
+
+
+def test_a_worker_has_its_next_trial_before_the_last_one_is_written(tmp_path):
+    order = []
+
+    class Watched(Store):
+        def put(self, task, outcome, fingerprint):
+            order.append(("put", task.id))
+            return super().put(task, outcome, fingerprint)
+
+    class Watching(Counting):
+        def submitted(self, task):
+            order.append(("submitted", task.id))
+
+    with Watched(tmp_path) as store:
+        run(plan([(TROUBLE, "steady", None)], "small", seeds=(0,)), store, make_engine("inline"), observer=Watching())
+    assert [what for what, _ in order] == ["submitted", "submitted", "put", "put"]

@@ -3,6 +3,7 @@
 import errno
 import json
 import multiprocessing
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -132,7 +133,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch):
         def full(*args, **kwargs):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(json, "dump", full)
+        monkeypatch.setattr("etude.lab.store._write", full)
         with pytest.raises(StoreError, match="disk is full"):
             store.put(TASK, outcome(0.2), PRINT)
     monkeypatch.undo()
@@ -145,3 +146,69 @@ def test_stores_merge_by_copying(tmp_path):
             store.put(replace(TASK, seed=seed), outcome(), PRINT)
     shutil.copytree(tmp_path / "two", tmp_path / "one", dirs_exist_ok=True)
     assert sorted(result.trial["seed"] for result in Store(tmp_path / "one").results()) == [0, 1]
+
+
+@pytest.mark.parametrize("curves", ["", '["loss", 0.0, 1.0]\n', '["loss", 0.0, 1.0]\n["loss", 1.0, 0.25]\n["loss"'])
+def test_curves_that_a_copy_cut_short_or_mixed_up_make_the_trial_run_again(tmp_path, caplog, curves):
+    with Store(tmp_path) as store:
+        folder = store.put(TASK, outcome(), PRINT).folder
+    (folder / "series.jsonl").write_text(curves)
+    assert Store(tmp_path).get(TASK.id, PRINT) is None
+    assert "unreadable" in caplog.text
+    (folder / "series.jsonl").unlink()
+    assert Store(tmp_path).get(TASK.id, PRINT) is None
+
+
+def test_early_results_that_tell_no_size_of_their_curves_are_read(tmp_path):
+    with Store(tmp_path) as store:
+        folder = store.put(TASK, outcome(), PRINT).folder
+    record = json.loads((folder / "result.json").read_text())
+    del record["series_bytes"]
+    (folder / "result.json").write_text(json.dumps(record))
+    assert Store(tmp_path).get(TASK.id, PRINT).series() == {"loss": [(0.0, 1.0), (1.0, 0.5)]}
+
+
+def test_everything_of_a_result_is_on_the_disk_before_it_comes_to_its_place(tmp_path, monkeypatch):
+    calls = []
+
+    def noted(name):
+        call = getattr(os, name)
+
+        def note(target, *more):
+            place = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else target
+            calls.append((name, os.path.relpath(place, tmp_path)))
+            return call(target, *more)
+
+        return note
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("this system does not tell the names of open files")
+    with Store(tmp_path) as store:
+        store.put(replace(TASK, seed=1), outcome(), PRINT)
+        for name in ("fsync", "rename"):
+            monkeypatch.setattr(os, name, noted(name))
+        store.put(TASK, outcome(), PRINT)
+    writing = f".writing-{TASK.id}-{PRINT[:8]}"
+    assert calls == [
+        ("fsync", f"{writing}/series.jsonl"), ("fsync", f"{writing}/result.json"), ("fsync", writing),
+        ("rename", writing), ("fsync", "toy/claim/small"),
+    ]  # fmt: skip
+
+
+def test_what_another_run_wrote_before_the_lock_was_had_is_seen(tmp_path):
+    store = Store(tmp_path)
+    assert list(store.results()) == []
+    with Store(tmp_path) as other:
+        other.put(TASK, outcome(), PRINT)
+    with store:
+        assert store.get(TASK.id, PRINT) is not None
+
+
+def test_a_place_that_knows_no_locks_is_not_called_held(tmp_path, monkeypatch):
+    def unknown(lock):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("etude.lab.store._take", unknown)
+    with pytest.raises(StoreError, match=r"cannot lock the store .* No locks available") as caught, Store(tmp_path):
+        pass
+    assert not isinstance(caught.value, StoreLocked)

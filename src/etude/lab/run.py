@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +16,8 @@ from etude.lab.verdict import ContrastVerdict, claim_verdict, judge
 
 __all__ = ["JobResult", "Observer", "run"]
 
-_ATTEMPTS = 3
+_CRASHES = 3
+_ATTEMPTS = 20
 _POLL_SECONDS = 0.25
 
 
@@ -74,8 +75,9 @@ def run(
 ) -> list[JobResult]:
     """Runs what the store lacks and judges every job.
 
-    The store must be open for writing. A worker that dies has its trial run again, up to three times in all. On an
-    exception, Ctrl-C included, the engine is stopped; every finished trial is in the store by then.
+    The store must be open for writing. A trial whose worker dies runs again, until the third crash; one whose machine
+    dies runs again in any case, up to twenty attempts in all. On an exception, Ctrl-C included, the engine is stopped;
+    every finished trial is in the store by then.
 
     Args:
         retry_failed: run stored failures again, instead of counting them as the data that they are.
@@ -89,7 +91,8 @@ class _Coordinator:
         self.store, self.engine, self.observer, self.retry_failed = store, engine, observer, retry_failed
         self.queue: deque[Task] = deque()
         self.owner: dict[str, _State] = {}
-        self.attempts: dict[str, int] = {}
+        self.attempts: Counter[str] = Counter()
+        self.crashes: Counter[str] = Counter()
         self.results: dict[str, JobResult] = {}
         self.pending = deque(self.states)
         self.running: set[str] = set()
@@ -107,6 +110,8 @@ class _Coordinator:
                     if isinstance(event, Progress):
                         self.observer.progressed(event.task, event.step, event.total, event.metrics)
                     else:
+                        self.running.discard(event.task.id)
+                        self._submit()  # the worker goes on while its result is written
                         self._ended(event)
                 self._open_jobs()
         finally:
@@ -119,6 +124,7 @@ class _Coordinator:
             if task.id not in self.owner[task.id].waiting:
                 continue
             self.running.add(task.id)
+            self.attempts[task.id] += 1
             self.observer.submitted(task)
             self.engine.submit(task)
 
@@ -153,13 +159,13 @@ class _Coordinator:
     def _ended(self, event: Done) -> None:
         task, outcome = event.task, event.outcome
         state = self.owner[task.id]
-        self.running.discard(task.id)
-        if outcome.status == "crashed":
-            self.attempts[task.id] = self.attempts.get(task.id, 1) + 1
-            if self.attempts[task.id] <= _ATTEMPTS:
+        if outcome.status in ("crashed", "lost"):
+            self.crashes[task.id] += outcome.status == "crashed"
+            if self.crashes[task.id] < _CRASHES and self.attempts[task.id] < _ATTEMPTS:
                 self.queue.appendleft(task)
                 return
-        outcome.attempts = min(self.attempts.get(task.id, 1), _ATTEMPTS)
+            outcome.status = "crashed"
+        outcome.attempts = self.attempts[task.id]
         if outcome.status in ("needs data", "needs extra"):
             state.lacking = outcome
             state.waiting = {name for name in state.waiting if name in self.running}

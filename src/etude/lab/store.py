@@ -1,12 +1,15 @@
 """The store: one folder a trial, written whole or not at all, by one coordinator at a time.
 
-    runs/<claim>/<scale>/<trial id>-<fingerprint prefix>/result.json, series.jsonl, figures/*.svg
+    runs/<claim>/<scale>/<trial id>-<fingerprint prefix>/result.json, series.jsonl
 
-Paths inside are relative, so stores merge by copying. The index is built in memory by reading the results.
+Paths inside are relative, so stores merge by copying, and a copy made in the middle of a run is a store. The index is
+built in memory by reading the results. A result comes to its place in one rename, after everything in it has reached
+the disk: a process that is killed and a machine that loses its power leave whole results only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -26,6 +29,7 @@ __all__ = ["Result", "Store", "StoreError", "StoreLocked"]
 _log = logging.getLogger(__name__)
 _PREFIX = 8
 _REPLACED = ".writing-old-"
+_HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 
 class StoreError(OSError):
@@ -94,10 +98,12 @@ class Store:
             raise _refusal(f"cannot write the store {self.path}", error) from error
         try:
             _take(lock)
-        except OSError:
+        except OSError as error:
             lock.seek(0)
             holder = lock.read().strip()
             lock.close()
+            if error.errno not in _HELD:
+                raise _refusal(f"cannot lock the store {self.path}", error) from error
             raise StoreLocked(f"the store {self.path} is held by another run ({holder or 'unknown process'})") from None
         try:
             lock.seek(0)
@@ -105,8 +111,10 @@ class Store:
             lock.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             lock.flush()
         except OSError as error:
+            with contextlib.suppress(OSError):  # closing tries to write once more
+                lock.close()
             raise _refusal(f"cannot write the store {self.path}", error) from error
-        self._lock = lock
+        self._lock, self._index = lock, None  # another run may have written since the index was read
         for leftover in self.path.glob(f"{_REPLACED}*"):
             self._put_back(leftover)
         for leftover in self.path.glob(".writing-*"):
@@ -148,25 +156,23 @@ class Store:
         """
         if self._lock is None:
             raise StoreError(f"the store {self.path} is open for reading only")
-        record = outcome.record(task, fingerprint)
+        lines = "".join(
+            json.dumps([metric, step, value]) + "\n"
+            for metric, points in outcome.series.items()
+            for step, value in points
+        ).encode()
+        record = outcome.record(task, fingerprint) | {"series_bytes": len(lines)}
         name = f"{task.id}-{fingerprint[:_PREFIX]}"
         folder = self.path.joinpath(*task.claim.split("/"), task.scale, name)
         writing = self.path / f".writing-{name}"
         try:
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir(parents=True)
-            if outcome.series:
-                lines = (
-                    json.dumps([metric, step, value]) + "\n"
-                    for metric, points in outcome.series.items()
-                    for step, value in points
-                )
-                (writing / "series.jsonl").write_text("".join(lines), encoding="utf-8")
-            with open(writing / "result.json", "w", encoding="utf-8") as handle:
-                json.dump(record, handle, indent=1)
-                handle.flush()
-                os.fsync(handle.fileno())
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            if lines:
+                _write(writing / "series.jsonl", lines)
+            _write(writing / "result.json", json.dumps(record, indent=1).encode())
+            _sync(writing)
+            self._make(folder.parent)
             if folder.exists():
                 old = self.path / f"{_REPLACED}{name}"
                 shutil.rmtree(old, ignore_errors=True)
@@ -175,12 +181,20 @@ class Store:
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 os.rename(writing, folder)
+            _sync(folder.parent)
         except OSError as error:
             shutil.rmtree(writing, ignore_errors=True)
             raise _refusal(f"cannot write {folder}", error) from error
         result = Result(folder, record)
         self._read()[task.id, fingerprint[:_PREFIX]] = result
         return result
+
+    def _make(self, folder: Path) -> None:
+        """Makes a folder of the store; each new one is on the disk before anything is put into it."""
+        if not folder.is_dir():
+            self._make(folder.parent)
+            folder.mkdir(exist_ok=True)
+            _sync(folder.parent)
 
     def _read(self) -> dict[tuple[str, str], Result]:
         if self._index is None:
@@ -192,11 +206,41 @@ class Store:
                     record = json.loads(path.read_text(encoding="utf-8"))
                     key = (record["id"], record["fingerprint"][:_PREFIX])
                     _ = record["trial"]["claim"], record["trial"]["tuning"], record["metrics"], record["status"]
+                    _check_series(path.with_name("series.jsonl"), record.get("series_bytes"))
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     _log.warning("ignored the unreadable result %s (%s); the trial will run again", path, error)
                     continue
                 self._index[key] = Result(path.parent, record)
         return self._index
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Sends the names in a folder to the disk, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows opens no folders
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # some network disks sync files only
+            raise
+    finally:
+        os.close(handle)
+
+
+def _check_series(path: Path, size: int | None) -> None:
+    """Refuses curves that a copy cut short, or that belong to another result. Early records tell no size."""
+    found = path.stat().st_size if path.is_file() else 0
+    if size is not None and found != size:
+        raise ValueError(f"its curves have {found} bytes instead of {size}")
 
 
 def _refusal(what: str, error: OSError) -> StoreError:

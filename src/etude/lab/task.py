@@ -52,7 +52,8 @@ class Task:
 class Outcome:
     """What became of a task.
 
-    `status` is done, failed, timeout, crashed (the worker died: tried again), needs data or needs extra.
+    `status` is done, failed, timeout, crashed (the worker died: tried again), lost (its machine died: tried again,
+    without blame; never stored), needs data or needs extra.
     """
 
     status: str

@@ -18,7 +18,7 @@ from etude.lab.paper import Paper, Setup
 from etude.lab.task import Outcome, Task
 from etude.lab.trial import Trial
 
-__all__ = ["environment", "execute", "load_paper"]
+__all__ = ["environment", "execute", "load_paper", "spare_the_collector"]
 
 Report = Callable[[int, int, dict[str, float]], None]
 
@@ -63,7 +63,7 @@ def execute(task: Task, report: Report | None = None) -> Outcome:
         outcome = Outcome("needs extra", reason=str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
         outcome = Outcome("failed", reason=f"out of memory: {error}", error=_tail())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         outcome = Outcome("failed", reason=_first_line(error), error=_tail())
     finally:
         torch.set_num_threads(threads)
@@ -96,7 +96,7 @@ def _run(task: Task, report: Report | None) -> Outcome:
         metrics = trial.check_metrics(claim.function(trial, *arguments), needed)
     except (ImportError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Outcome("failed", reason=_first_line(error), error=_tail(), series=trial.series, figures=trial.figures)
     finally:
         gc.collect()
@@ -108,7 +108,24 @@ def _data(module: str, function: str, name: str) -> Any:
     return load_paper(module).claims[function].data[name].load()
 
 
-def _first_line(error: Exception) -> str:
+def spare_the_collector(claim: str) -> None:
+    """Takes what outlives the trials out of the garbage collector's sight; for a process that only executes trials.
+
+    Otherwise the collection after each trial goes through every object of PyTorch, a tenth of a second. Before the
+    first trial of another claim all is looked at once more, so that what the last one left does not stay for ever.
+    """
+    global _spared
+    if claim != _spared:
+        gc.unfreeze()
+        gc.collect()
+    _spared = claim
+    gc.freeze()
+
+
+_spared = ""
+
+
+def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from etude.lab.task import Outcome, Task
 
-__all__ = ["Done", "Engine", "Event", "Progress"]
+__all__ = ["Done", "Engine", "Event", "Progress", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,12 @@ class Engine(Protocol):
     def close(self) -> None:
         """Stops all work at once."""
         ...
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among the metrics that a trial reports on its way; nothing hangs on the rest."""
+    found = {}
+    for name, value in metrics.items():
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            found[str(name)] = float(value)
+    return found

@@ -1,25 +1,33 @@
-"""Persistent spawned workers on this machine, one thread each. A crash costs one trial and the worker is respawned."""
+"""Persistent spawned workers on this machine, one thread each. A crash costs one trial and the worker is respawned.
+
+Each worker leads a process group of its own, which ends with it: neither a trial that is stopped nor a coordinator that
+is killed leaves processes behind.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from etude.lab.engine.base import Done, Event, Progress
+from etude.lab.engine.base import Done, Event, Progress, numbers
 from etude.lab.task import Outcome, Task
 
 __all__ = ["ProcessEngine"]
 
 _REPORT_EVERY = 0.2
 _START_UP_SECONDS = 300.0
+_JOIN_SECONDS = 5.0
 _BEGUN = "begun"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -50,6 +58,8 @@ class ProcessEngine:
         self.workers = workers
         self._context = multiprocessing.get_context("spawn")
         self._pool: list[_Worker] = []
+        # At its exit Python waits for children that live; idle workers would wait for it in turn.
+        atexit.register(self.close)
 
     @property
     def free(self) -> int:
@@ -81,18 +91,22 @@ class ProcessEngine:
         now = time.monotonic()
         for worker in busy:
             if worker.task is not None and now > worker.deadline:
-                task = worker.task
-                self._discard(worker)
-                seconds = now - worker.started
-                yield Done(task, Outcome("timeout", reason=f"stopped after {seconds:.0f} s", seconds=seconds))
+                yield self._give_up(worker)
 
     def close(self) -> None:
+        atexit.unregister(self.close)
+        for worker in self._pool:
+            _kill(worker.process)
         for worker in list(self._pool):
             self._discard(worker)
 
     def _receive(self, worker: _Worker) -> Iterator[Event]:
         task = worker.task
         assert task is not None
+        # Asked before the pipe is emptied: what a worker sent before it died has arrived by then.
+        dead = not worker.process.is_alive()
+        if dead:
+            _kill(worker.process)  # a child of the trial would keep a message that was cut short from ending
         try:
             while worker.pipe.poll():
                 message = worker.pipe.recv()
@@ -105,43 +119,82 @@ class ProcessEngine:
                 else:
                     yield Progress(task, *message)
         except (EOFError, OSError):
-            pass
-        if not worker.process.is_alive() or worker.pipe.closed:
-            worker.process.join(1.0)
-            code = worker.process.exitcode
-            seconds = time.monotonic() - worker.started
+            dead = True  # or as good as dead: it has closed its end of the pipe
+        if dead:
+            code, seconds = _exit_code(worker.process), time.monotonic() - worker.started
             self._discard(worker)
             yield Done(task, Outcome("crashed", reason=_how_it_died(code), seconds=seconds))
 
+    def _give_up(self, worker: _Worker) -> Done:
+        task, seconds = worker.task, time.monotonic() - worker.started
+        assert task is not None
+        self._discard(worker)
+        if worker.begun:
+            return Done(task, Outcome("timeout", reason=f"stopped after {seconds:.0f} s", seconds=seconds))
+        return Done(task, Outcome("crashed", reason=f"the worker was not ready after {seconds:.0f} s", seconds=seconds))
+
     def _spawn(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-        try:
-            process = self._context.Process(target=_serve, args=(theirs,), daemon=False, name="etude-worker")
+        process = self._context.Process(target=_serve, args=(theirs,), daemon=False, name="etude-worker")
+        with _inherited():
             process.start()
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            worker = _Worker(process, ours)
+            self._pool.append(worker)
         theirs.close()
-        worker = _Worker(process, ours)
-        self._pool.append(worker)
         return worker
 
     def _discard(self, worker: _Worker) -> None:
+        _kill(worker.process)
+        worker.process.join(_JOIN_SECONDS)
+        worker.pipe.close()
         if worker in self._pool:
             self._pool.remove(worker)
-        if worker.process.is_alive():
-            worker.process.kill()
-        worker.process.join(5.0)
-        worker.pipe.close()
+
+
+@contextlib.contextmanager
+def _inherited() -> Iterator[None]:
+    """What a worker takes over as it starts: one thread, and deafness to Ctrl-C, which is the coordinator's to answer.
+
+    The coordinator hears a Ctrl-C that came meanwhile a moment later.
+    """
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    mask = None
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # `start` would start it, and unblock the signal with that
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _kill(process: BaseProcess) -> None:
+    """Ends a worker and what its trial started."""
+    process.kill()
+    if process.pid is not None and hasattr(os, "killpg"):
+        with contextlib.suppress(OSError):  # nothing is left of the group, or it was never founded
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _exit_code(process: BaseProcess, patience: float = 1.0) -> int | None:
+    """Of a process that is ending; None if it does not. `join` would wait for ever if its sentinel alone has gone."""
+    deadline = time.monotonic() + patience
+    while process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process.exitcode
 
 
 def _how_it_died(code: int | None) -> str:
-    if code is not None and code < 0:
+    if code is None:
+        return "the worker closed its pipe"
+    if code < 0:
         name = signal.Signals(-code).name
         hint = "; out of memory?" if -code == signal.SIGKILL else ""
         return f"the worker was killed by {name}{hint}"
@@ -150,16 +203,20 @@ def _how_it_died(code: int | None) -> str:
 
 def _serve(pipe: Connection) -> None:
     """A worker's life: take a task, execute it, send the outcome; end when the coordinator is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    threading.Thread(target=_follow_the_coordinator, daemon=True).start()
     import torch  # noqa: F401  what every trial needs, before its time begins to count
 
-    from etude.lab.worker import execute, load_paper
+    from etude.lab.worker import execute, load_paper, spare_the_collector
 
     while True:
         try:
             task = pipe.recv()
-            with contextlib.suppress(Exception):  # `execute` meets the same error, and tells it
+            with contextlib.suppress(Exception, SystemExit):  # `execute` meets the same error, and tells it
                 load_paper(task.module)
+            spare_the_collector(task.claim)
             pipe.send(_BEGUN)
         except (EOFError, OSError):
             return
@@ -170,10 +227,20 @@ def _serve(pipe: Connection) -> None:
             now = time.monotonic()
             if now - last >= _REPORT_EVERY:
                 last = now
-                pipe.send((step, total, dict(metrics)))
+                pipe.send((int(step), int(total), numbers(metrics)))
 
         try:
             outcome = execute(task, report)
             pipe.send(outcome)
         except (BrokenPipeError, ConnectionResetError):
             return
+
+
+def _follow_the_coordinator() -> None:
+    """Ends this worker and its children when the coordinator has ended, be it in the middle of a trial."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)

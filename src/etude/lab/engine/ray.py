@@ -1,11 +1,13 @@
 """Trials as Ray Core tasks, on this machine or on a cluster. Results come back to the coordinator; no disk is shared.
 
-Ray itself retries nothing. A worker or node that dies ends its trials as `crashed`, and the coordinator, who keeps the
-count, runs them again; so every trial ends exactly once, and a trial that kills its worker cannot do so for ever.
+Ray itself retries nothing. A worker that dies ends its trial as `crashed`, a node that dies as `lost`, and the
+coordinator, who keeps the count, runs them again; so every trial ends exactly once, a trial that kills its worker
+cannot do so for ever, and one whose nodes die is not blamed for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etude.lab.engine.base import Done, Event, Progress
+from etude.lab.engine.base import Done, Event, Progress, numbers
 from etude.lab.fingerprint import claim_fingerprint, own_package
 from etude.lab.task import Outcome, Task
 
@@ -71,12 +73,14 @@ class RayEngine:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         )
-        self._board = ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+        board = ray.remote(_Board).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+        self._board = board.remote()
         self._serve = ray.remote(_serve)
         self._flights: dict[str, _Flight] = {}
         self._count = 0
         self._news: Any = None
         self._asked = 0.0
+        self._warned = False
 
     @property
     def free(self) -> int:
@@ -88,6 +92,9 @@ class RayEngine:
         package = task.module.partition(".")[0]
         code = _code(task.module, task.function) if self._remote and package != "etude" else None
         gpus = task.gpus or (1.0 if task.device.startswith("cuda") else 0.0)
+        if gpus and not self._warned and gpus > self._ray.cluster_resources().get("GPU", 0.0):
+            self._warned = True
+            logging.getLogger(__name__).warning("Ray has no %g GPU for a trial: it waits for a node that has", gpus)
         call = self._serve.options(num_cpus=1, num_gpus=gpus, max_retries=0, name=task.describe())
         self._flights[flight] = _Flight(task, call.remote(task, flight, self._board, code))
 
@@ -116,18 +123,27 @@ class RayEngine:
             self._cancel(flight)
         self._flights.clear()
         self._news = None
-        self._ray.kill(self._board)
-        if self._owns:
-            self._ray.shutdown()
+        try:
+            self._ray.kill(self._board)
+        except self._ray.exceptions.RayError as error:
+            logging.getLogger(__name__).debug("the board is gone already: %s", error)
+        finally:
+            if self._owns:
+                self._ray.shutdown()
 
     def _fetch(self, ref: Any) -> Outcome:
         try:
             return self._ray.get(ref)
         except self._ray.exceptions.OutOfMemoryError:
             return Outcome("crashed", reason="Ray killed the worker: its node ran out of memory")
+        except self._ray.exceptions.RayTaskError as error:  # not of the trial, whose errors are in its outcome
+            cause = error.cause or error
+            return Outcome("crashed", reason=f"{type(cause).__name__}: {cause}", error=str(error))
         except self._ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines()
-            return Outcome("crashed", reason=f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}")
+            lost = isinstance(error, (self._ray.exceptions.NodeDiedError, self._ray.exceptions.ObjectLostError))
+            reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+            return Outcome("lost" if lost else "crashed", reason=reason)
 
     def _cancel(self, flight: _Flight) -> None:
         try:
@@ -153,9 +169,9 @@ class RayEngine:
             flight = self._flights.get(name)
             if flight is None:
                 continue
-            if report is None:
+            if report is None or flight.started is None:  # word of the start may have died with the board
                 flight.started = now
-            else:
+            if report is not None:
                 yield Progress(flight.task, *report)
 
 
@@ -175,12 +191,15 @@ class _Board:
 
 def _serve(task: Task, flight: str, board: Any, code: str | None) -> Outcome:
     """Executes a trial in a worker of the cluster."""
-    from etude.lab.worker import execute
+    from etude.lab.worker import execute, load_paper, spare_the_collector
 
     board.tell.remote(flight, None)
     if code is not None and _code_here(task.module, task.function) != code:
         package = task.module.partition(".")[0]
         return Outcome("crashed", reason=f"a node has other code of {package}: install the coordinator's on every node")
+    with contextlib.suppress(Exception, SystemExit):  # `execute` meets the same error, and tells it
+        load_paper(task.module)
+    spare_the_collector(task.claim)
     outcome = execute(task, _reporter(board, flight))
     if task.device.startswith("cuda"):
         import torch
@@ -197,7 +216,7 @@ def _reporter(board: Any, flight: str) -> Callable[[int, int, dict[str, float]],
         now = time.monotonic()
         if now - last >= _REPORT_EVERY:
             last = now
-            board.tell.remote(flight, (step, total, dict(metrics)))
+            board.tell.remote(flight, (int(step), int(total), numbers(metrics)))
 
     return report
 
