@@ -1,6 +1,5 @@
-"""BatchFormer beside other training techniques in one plain loop, none of which knows of the others."""
+"""BatchFormer under gradient noise in a plain loop; with SortedNet besides: `tests/training/test_composition.py`."""
 
-import pytest
 import torch
 from torch import nn
 
@@ -48,42 +47,3 @@ def test_gradient_noise_reaches_the_network_and_the_layer():
     torch.testing.assert_close(torch.cat([d.flatten() for d in drawn]).std(), torch.tensor(1.0), atol=0.1, rtol=0)
     assert train(model, optimizer) == [16] * STEPS
     assert noise.step == STEPS + 1
-
-
-def test_sub_networks_gradient_noise_and_batchformer_train_together():
-    sortednet = pytest.importorskip("etude.training.sortednet")
-    # The features keep their length, which is the layer's: every sub-network is narrower inside only.
-    space = sortednet.SubModelSpace(width=[0.25, 0.5, 1.0])
-    rules = {"2": sortednet.Rule(outputs=None), "4": sortednet.Rule(inputs=None, outputs=None)}
-    model = sortednet.sorted_(network(), space, rules=rules)
-    handle = attach_batchformer(model, "3", "4", dropout=0.0)
-    optimizer = torch.optim.SGD(param_groups_with_batchformer(model, handle.batchformer, lr=0.1))
-    noise = GradientNoise(optimizer, std=1e-3, generator=torch.Generator().manual_seed(2))
-    sampler = sortednet.SortedSampler(space, generator=torch.Generator().manual_seed(3))
-    attached = sampler.attach(model)
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    assert train(model, optimizer) == [16] * STEPS
-    assert noise.step == sampler.micro_batches == STEPS
-    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters()))
-    attached.remove()
-    model.eval()
-    for submodel in space:
-        with sortednet.set_submodel(model, submodel):
-            logits = model(batch()[0])
-            handle.batchformer.train()  # the model is in evaluation: a layer left in training mode changes nothing
-            assert torch.equal(model(batch()[0]), logits)
-            assert logits.shape == (8, 3)
-
-
-def test_only_the_sub_network_in_use_learns_through_either_half():
-    sortednet = pytest.importorskip("etude.training.sortednet")
-    space = sortednet.SubModelSpace(width=[0.25, 1.0])
-    rules = {"2": sortednet.Rule(outputs=None), "4": sortednet.Rule(inputs=None, outputs=None)}
-    model = sortednet.sorted_(network(), space, rules=rules)
-    attach_batchformer(model, "3", "4", dropout=0.0)
-    x, y = batch()
-    with sortednet.set_submodel(model, space.smallest):
-        two_stream_loss(model(x), y).backward()
-    gradient = model[0].weight.grad
-    assert gradient[:8].any(dim=1).sum() > 4
-    assert not gradient[8:].any()

@@ -1,12 +1,14 @@
-"""SortedNet beside gradient noise and BatchFormer, in one plain training loop."""
+"""Gradient noise, BatchFormer and SortedNet, switched on together in one plain training loop."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from etude.training import batchformer
 from etude.training.gradient_noise import GradientNoise
 from etude.training.sortednet import (
+    Rule,
     SortedMLP,
     SortedSampler,
     SubModelSpace,
@@ -17,8 +19,6 @@ from etude.training.sortednet import (
     space_of,
     submodel_regions,
 )
-
-batchformer = pytest.importorskip("etude.training.batchformer")
 
 
 def generator(seed):
@@ -95,3 +95,19 @@ def test_noise_keeps_off_weights_that_masked_updates_leave_alone(batches):
             outside[region] = False
         assert torch.equal(parameter[outside], before[name][outside])
         assert bool((parameter != before[name])[~outside].all())
+
+
+def test_only_the_sub_network_in_use_learns_through_either_half_of_a_doubled_batch(batches):
+    torch.manual_seed(0)
+    space = SubModelSpace(width=[0.25, 1.0])
+    # The features keep their length, which is the layer's: sub-networks are narrower inside only.
+    rules = {"2": Rule(outputs=None), "4": Rule(inputs=None, outputs=None)}
+    layers = [nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 3)]
+    model = sorted_(nn.Sequential(*layers), space, rules=rules)
+    batchformer.attach_batchformer(model, "3", "4", dropout=0.0)
+    x, y = batches[0]
+    with set_submodel(model, space.smallest):
+        batchformer.two_stream_loss(model(x), y).backward()
+    gradient = layers[0].weight.grad
+    assert gradient[:8].any(dim=1).sum() > 4
+    assert not gradient[8:].any()

@@ -1,0 +1,1 @@
+"""Claims of the papers of `etude.theory`."""
