@@ -50,9 +50,10 @@ two_stream_loss(model(x), y).backward()  # the model returns 64 rows in training
 optimizer.step()
 """,
     notes=(
-        "A headline to read beside its controls. On digits a learning rate that suits the plain network takes most of "
-        "the gain away, and where a gain is left the same layer without its attention shows it too: that is the effect "
-        "of a second, disturbed branch under a shared classifier, not of relations between samples. `small` sees "
+        "A headline to read beside its controls. On digits, with a learning rate that suits each arm, the layer gains "
+        "nothing, and neither does the same layer without its attention. What it gains at one rate for all, too low "
+        "for the plain network, that control gains too: the effect of a second, disturbed branch under a shared "
+        "classifier, not of relations between samples. `small` sees "
         "differences of two points, `medium` (the same digits, 64 seeds) of half a point; whether attention matters on "
         "images as hard as the paper's is decided at `full` only. "
         "Keep the losses of both halves averaged (`two_stream_loss`): the authors' trainer adds them up to three times "
