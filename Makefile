@@ -1,4 +1,4 @@
-# make run     sets everything up and runs the claims of a few papers (PAPERS="dagnn halonet", PAPERS=all)
+# make run     sets everything up and runs some claims of a handful of papers (PAPERS="dagnn halonet", PAPERS=all)
 # make test    sets everything up and runs the tests
 # make check   what CI checks beside the tests
 # make soak    the fault tests in full: 200 trials under kills of workers, coordinators and nodes, some minutes
@@ -6,7 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PAPERS ?= gradient_noise dagnn halonet
+PAPERS ?= batchformer/v2_stream dagnn/depth@sbm halonet/halo_matters halonet/cost_scaling jamming/low_sjnr_curve \
+	sortednet/hundred_sixty
 INSTALLED := $(VENV)/.installed
 WORKERS ?= auto
 
