@@ -12,11 +12,13 @@ from etude.claims.training.opposing_signals import (
     counted,
     drawn,
     mover_scores,
+    network,
     plant,
 )
 from etude.data import images
 from etude.data.kinds import Examples, ImageData
 from etude.lab import Trial
+from etude.nn.resnet import ResNet
 from etude.training.opposing_signals import OpposingSignalMonitor, StepRecord, cross_entropy
 
 CLAIM = PAPER.claims["planted_groups_are_found"]
@@ -122,26 +124,33 @@ def test_the_slope_is_that_of_least_squares():
     assert _slope([1.0, 2.0, 4.0], [3.0, 5.0, 9.0]) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize(("name", "arm"), [("planted_groups_are_found", "patched"), ("natural_groups", "all")])
-def test_beyond_smoke_the_groups_are_drawn(digits, name, arm):
-    claim = PAPER.claims[name]
-    trial = Trial("toy", arm, 500, "small", claim.setups["smoke"])
-    claim.function(trial, digits)
+def test_beyond_smoke_the_groups_are_drawn(digits):
+    trial = trial_of("patched", steps=2)
+    CLAIM.function(trial, digits)
     assert set(trial.figures) == {"groups", "losses"}
 
 
 @pytest.mark.parametrize("name", ["planted_groups_are_found", "natural_groups", "adam_vs_sgd"])
-def test_the_networks_of_the_full_scale_run_through_the_same_code(name):
-    claim = PAPER.claims[name]
-    small = {"n": 40, "width": 8, "steps": 1, "size": 8, "chunk": 20} | (
-        {} if name == "adam_vs_sgd" else {"k": 4, "every": 1}
-    )
-    if name != "natural_groups":
-        small["fraction"] = 0.05
-    setup = claim.setups["full"].replace(**small)
-    generator = torch.Generator().manual_seed(0)
-    part = Examples(torch.rand(40, 3, 8, 8, generator=generator), torch.arange(40) % 2)
-    data = ImageData(train=part, val=part, test=part, classes=("a", "b"), name="colour")
-    arm = claim.arms[0]
-    trial = Trial("toy", arm, 500, "smoke", setup, {"lr": 0.01})
-    assert set(claim.metrics(arm)) <= set(claim.function(trial, data))
+def test_the_full_scale_trains_the_networks_it_names(name):
+    setup = PAPER.claims[name].setups["full"].replace(width=8)
+    trial = Trial("toy", "clean", 500, "full", setup)
+    model = network(trial, torch.rand(2, 3, 32, 32), 10)
+    assert isinstance(model, ResNet)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_path_of_the_full_scale_runs(digits):
+    claim = PAPER.claims["adam_vs_sgd"]
+    setup = claim.setups["full"].replace(n=60, width=8, steps=2, size=8, chunk=25, fraction=0.05)
+    metrics = claim.function(Trial("toy", "adam", 500, "smoke", setup, {"lr": 0.01}), digits)
+    assert set(claim.metrics("adam")) <= set(metrics)
+
+
+def test_chunks_change_nothing_but_rounding(digits):
+    values = []
+    for chunk in (0, 64):
+        trial = trial_of("patched", chunk=chunk)
+        values.append(CLAIM.function(trial, digits))
+    assert values[0] == pytest.approx(values[1], rel=1e-2, abs=1e-4)
+    assert values[0] != values[1]
