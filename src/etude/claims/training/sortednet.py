@@ -60,7 +60,10 @@ small = extract(model, b)  # a plain network: Linear(20, 32), ReLU, Linear(32, 3
         "text. Its language half, fine-tuning BERT, RoBERTa and LLaMA by depth, has no claim here; "
         "`sorted_(model, space, depth=...)` converts such networks, and `SortedTransformerLM`, `early_exit` and "
         "`speculative_decode` are tested but not claimed to train well. `small` decides on a residual network without "
-        "normalisation on 8 x 8 digits; the paper's own networks and CIFAR-10 take the setup `full`."
+        "normalisation on 8 x 8 digits; the paper's own networks and CIFAR-10 take the setup `full`. Measured on one "
+        "core by `benchmarks/sortednet.py`, in processor time: the average step takes 0.51 of the plain network's for "
+        "ResNet-18 at four widths and 0.84 for the network of 36 sub-models; with nothing cut, 1.02. A forward pass "
+        "that slices tiny layers takes 1.6 times one of the same network cut out by `extract`."
     ),
 )
 

@@ -123,7 +123,7 @@ def optimal_activation(d: int) -> HermiteActivation:
     return activation_for_alpha(float(d))
 
 
-def activation_for_alpha(alpha: float) -> HermiteActivation:
+def activation_for_alpha(alpha: float | int) -> HermiteActivation:
     """An activation whose infinitely deep network has a kernel of singular order alpha, Eq. (1) and (4).
 
     Args:
