@@ -139,7 +139,7 @@ def _excess(classifier: Any, x: np.ndarray, y: np.ndarray, at: np.ndarray, truth
     tune_by="val_error",
     tune_goal="min",
     untuned=("one_nn", "majority", "half", "three_quarters", "optimal", "double", "hilbert"),
-    seeds={"smoke": 1, "small": 5, "full": 10},
+    seeds={"smoke": 1, "small": range(10, 15), "full": range(10, 20)},
     timeout=3600.0,
     reported="theorems, no benchmark figures: of the three limits only alpha = d is consistent for every distribution",
     notes=(
@@ -186,7 +186,7 @@ def optimality(trial: Trial, data: RareCap) -> dict[str, float]:
         "full": Setup(sizes=[200, 2_000, 20_000, 200_000], parts=8, test=2_000),
     },
     data=CAPS,
-    seeds={"smoke": 1, "small": 5, "full": 10},
+    seeds={"smoke": 1, "small": range(10, 15), "full": range(10, 20)},
     timeout=3600.0,
     reported="theorem: with alpha = d the classifier is consistent; the nearest neighbour and the majority are not",
     notes=(
