@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PAPERS ?= batchformer/v2_stream dagnn/depth@sbm halonet/halo_matters halonet/cost_scaling jamming/low_sjnr_curve \
-	sortednet/hundred_sixty
+	opposing_signals/toy_progressive_sharpening sortednet/hundred_sixty wide_deep_optimality/optimality
 INSTALLED := $(VENV)/.installed
 WORKERS ?= auto
 
