@@ -113,11 +113,11 @@ def record(rows: list[dict[str, Any]]) -> Path:
     for slug, entry in sorted(kept.items()):
         lines += [f"\n## {slug}\n", f"{entry['machine']}.\n", "| what | ours, ms | peer | its ms | ratio | |"]
         lines.append("| --- | ---: | --- | ---: | ---: | --- |")
-        lines += [
-            f"| {row['name']} | {row['ours_ms']:.3g} | {row['peer']} | {row['peer_ms']:.3g} | {row['ratio']:.2f} "
-            f"| {row['note']} |"
-            for row in entry["rows"]
-        ]
+        for row in entry["rows"]:
+            name, peer, note = (row[key].replace("|", "\\|") for key in ("name", "peer", "note"))
+            lines.append(
+                f"| {name} | {row['ours_ms']:.3g} | {peer} | {row['peer_ms']:.3g} | {row['ratio']:.2f} | {note} |"
+            )
     page = FOLDER / "RESULTS.md"
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return page

@@ -137,3 +137,13 @@ def test_standardizing_uses_the_training_rows_and_leaves_a_constant_column_centr
     data = table_data(train=Examples(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([0, 1]))).standardized()
     assert torch.allclose(data.train.inputs, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
     assert bool((data.test.inputs[:, 1] < 0).all())
+
+
+def test_a_table_serves_where_images_do():
+    data = tables.wine().standardized()
+    images = data.as_images()
+    assert images.train.inputs.shape == (len(data.train), 1, 1, 13)
+    assert torch.equal(images.test.inputs.flatten(1), data.test.inputs)
+    assert images.classes == data.classes
+    with pytest.raises(ValueError, match="the target of diabetes is a value"):
+        tables.diabetes().as_images()

@@ -394,6 +394,19 @@ class TableData:
         """0 if the target is a value."""
         return len(self.classes)
 
+    def as_images(self) -> ImageData:
+        """Each row as an image of one channel and one line of pixels, for what takes images and flattens them.
+
+        Raises:
+            ValueError: if the target is a value.
+        """
+        if not self.classes:
+            raise ValueError(f"images have classes, the target of {self.name} is a value")
+        train, val, test = (
+            Examples(split.inputs[:, None, None, :], split.targets) for split in (self.train, self.val, self.test)
+        )
+        return ImageData(train=train, val=val, test=test, classes=self.classes, name=self.name)
+
     def standardized(self) -> "TableData":
         """The same data with each feature at mean 0 and standard deviation 1 over the train split.
 
