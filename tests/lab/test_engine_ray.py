@@ -176,7 +176,6 @@ def besiege(tmp_path, monkeypatch, *, deaths, seeds):
     assert ends == {"done": trials + 2, "lost": deaths}
     assert sum(witness.submissions.values()) == trials + 2 + deaths
     assert {record["status"] for record in result.trials} == {"done"}
-    assert sum(witness.reports.values()) > 0
     assert [record["metrics"] for record in share.trials] == [{"score": 0.5}] * 2
     calm = plan([(PATIENCE, "waits", None)], "small", seeds=tuple(range(seeds)))
     with Store(tmp_path / "inline") as store:
