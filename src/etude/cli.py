@@ -140,6 +140,38 @@ def run(
     raise typer.Exit(status)
 
 
+@app.command("try")
+def try_(
+    papers: Slugs = None,
+    data: Annotated[Path, typer.Option("--data", help="Folder of images, table, graph or recordings.")] = Path(),
+    target: Annotated[str | None, typer.Option(help="Of a table or graph: the column to predict.")] = None,
+    task: Annotated[str | None, typer.Option(help="Of a table: classification or regression.")] = None,
+    size: Annotated[int | None, typer.Option(help="Of images: the side to scale them to.")] = None,
+    window: Annotated[int | None, typer.Option(help="Of recordings: samples in a window.")] = None,
+    sample_rate: Annotated[float | None, typer.Option(help="Of recordings that do not say it, in Hz.")] = None,
+    budget: Annotated[str, typer.Option(help="Time to take, such as 90s, 20m or 1h.")] = "10m",
+    scale: Annotated[str, typer.Option(help="Whose setups: small, medium or full.")] = "small",
+    engine: Annotated[str, typer.Option(help="inline or process.")] = "process",
+    workers: Annotated[int | None, typer.Option(help="Worker processes; the number of cores if not given.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    store: StorePath = Path("runs"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Find out which methods help on your own data. The same command again goes on where it stopped."""
+    from etude.commands import trying
+
+    with _door():
+        if data == Path():
+            raise BadUsage("name your data: etude try --data PATH")
+        request = trying.Request(
+            path=data, names=papers or [], target=target, task=task, size=size, window=window,
+            sample_rate=sample_rate, budget=trying.seconds_of(budget), scale=scale, engine=engine, workers=workers,
+            device=device, store=store,
+        )  # fmt: skip
+        answer = trying.ask(request, quiet=as_json)
+        typer.echo(trying.as_json(answer) if as_json else trying.text(answer))
+
+
 @app.command()
 def verdict(
     papers: Slugs = None,

@@ -63,6 +63,9 @@ class Live:
         self.console.print(text, markup=False)
 
     def started(self, jobs: list[Job], trials: int) -> None:
+        if self._all is not None:  # the next stage of several
+            self._bars.remove_task(self._all)
+        self._done = self._from_store = 0
         self._trials = trials
         self._all = self._bars.add_task("trials", total=trials, note="")
         arms = sum(len(job.claim.arms) for job in jobs)

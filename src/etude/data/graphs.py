@@ -1,4 +1,4 @@
-"""Graphs with node classes: the Planetoid citation networks from their raw files.
+"""Graphs with node classes: the Planetoid citation networks from their raw files, and a user's own from two tables.
 
 Yang, Cohen & Salakhutdinov, "Revisiting Semi-Supervised Learning with Graph Embeddings", arXiv:1603.08861, 2016,
 whose files and split are the public benchmark. The files are Python 2 pickles. They are read by an unpickler that
@@ -19,8 +19,9 @@ import torch
 
 from etude.data.catalogue import locate
 from etude.data.kinds import GraphData
+from etude.data.splitting import cut, stratified_order
 
-__all__ = ["planetoid"]
+__all__ = ["edge_list", "planetoid"]
 
 _NUM_VAL = 500
 
@@ -181,3 +182,77 @@ def _sparse_tensor(matrix: scipy.sparse.csr_matrix) -> torch.Tensor:
             size=matrix.shape,
             check_invariants=True,
         )
+
+
+def edge_list(folder: str | os.PathLike, target: str | None = None, *, directed: bool = False) -> GraphData:
+    """A user's graph: `nodes.csv`, one row a node, and `edges.csv`, one row an edge.
+
+    The first column of `nodes.csv` names the node, the column `target` its class (empty where nobody knows it), the
+    others are features: numbers, or text of few values. Without features a node has its degree and a one. The first
+    two columns of `edges.csv` name the ends of an edge; loops and repetitions are dropped. Nodes of known class are
+    split 20 / 20 / 60 %, stratified, always the same; the other nodes are in the graph and in no part of the split.
+
+    Args:
+        folder: holds the two files.
+        target: name of the column of classes; "label" if None.
+        directed: keep the edges one way; otherwise each is there in both.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: for a column that is missing, a node named twice, an edge to an unknown node (shown), or fewer
+            than two classes.
+    """
+    import pandas as pd
+
+    from etude.data.tables import encode_features
+
+    root, column = Path(folder), target or "label"
+    for name in ("nodes.csv", "edges.csv"):
+        if not (root / name).is_file():
+            raise FileNotFoundError(f"no {name} in {root}")
+    nodes, edges = pd.read_csv(root / "nodes.csv"), pd.read_csv(root / "edges.csv")
+    if column not in nodes.columns[1:] or edges.shape[1] < 2:
+        raise ValueError(
+            f"nodes.csv must hold a name and a column {column!r}, edges.csv two columns; they have "
+            f"{list(nodes.columns)} and {list(edges.columns)}"
+        )
+    names = pd.Index(nodes.iloc[:, 0])
+    if not names.is_unique:
+        raise ValueError(f"nodes.csv names the node {names[names.duplicated()][0]!r} twice")
+    ends = np.stack([names.get_indexer(edges.iloc[:, side]) for side in (0, 1)])
+    unknown = np.argwhere(ends < 0)
+    if len(unknown):
+        side, row = unknown[0]
+        raise ValueError(f"row {row + 1} of edges.csv names {edges.iloc[row, side]!r}, which nodes.csv has not")
+    codes, classes = pd.factorize(nodes[column], sort=True)
+    if len(classes) < 2:
+        raise ValueError(f"the column {column} must hold at least two classes, got {classes.tolist()}")
+    known = np.flatnonzero(codes >= 0)
+    held = max(len(known) // 5, 1)
+    order = known[stratified_order(codes[known])]
+    train, val, test = cut(order, held, held, len(order) - 2 * held)
+
+    both = ends if directed else np.concatenate([ends, ends[::-1]], axis=1)
+    both = np.unique(both[:, both[0] != both[1]], axis=1)
+    frame = nodes.drop(columns=[nodes.columns[0], column])
+    if frame.shape[1]:
+        features = encode_features(frame, train, "nodes.csv")[1]
+    else:
+        degree = np.bincount(both[1], minlength=len(nodes))
+        features = np.stack([degree, np.ones(len(nodes))], axis=1).astype(np.float32)
+
+    def mask(members: np.ndarray) -> torch.Tensor:
+        chosen = torch.zeros(len(nodes), dtype=torch.bool)
+        chosen[torch.from_numpy(members)] = True
+        return chosen
+
+    return GraphData(
+        x=torch.from_numpy(features),
+        edge_index=torch.from_numpy(both.astype(np.int64)),
+        y=torch.from_numpy(np.maximum(codes, 0).astype(np.int64)),
+        train_mask=mask(train),
+        val_mask=mask(val),
+        test_mask=mask(test),
+        classes=tuple(str(name) for name in classes),
+        name=root.name,
+    )

@@ -18,7 +18,7 @@ from etude.data.splitting import cut, stratified_order
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["breast_cancer", "diabetes", "table", "wine"]
+__all__ = ["breast_cancer", "diabetes", "encode_features", "table", "wine"]
 
 _MOST_CATEGORIES = 50
 _MOST_CLASSES = 100
@@ -91,7 +91,7 @@ def table(path: str | os.PathLike, target: str, *, task: str | None = None, name
         raise ValueError(f"{path.name} has {len(frame)} rows with a {target}; at least 10 are needed")
     labels, classes = _targets(frame.pop(target), task, path.name)
     rows = _parts(labels, bool(classes))
-    columns, features = _features(frame, rows[0], path.name)
+    columns, features = encode_features(frame, rows[0], path.name)
     return _split(features, labels, columns, classes, name or path.stem)
 
 
@@ -119,8 +119,16 @@ def _targets(column: "pandas.Series", task: str | None, where: str) -> tuple[np.
     return codes.astype(np.int64), tuple(str(value) for value in values)
 
 
-def _features(frame: "pandas.DataFrame", train: np.ndarray, where: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names and float32 values of the features; medians and categories are those of the training rows."""
+def encode_features(frame: "pandas.DataFrame", train: np.ndarray, where: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and float32 values (rows, features) of the columns of a frame, encoded as `table` says.
+
+    Args:
+        train: numbers of the training rows, whose medians and categories count.
+        where: what the frame is called in errors.
+
+    Raises:
+        ValueError: for a text column of too many values, or a frame without a usable column.
+    """
     import pandas as pd
 
     names: list[str] = []

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -111,6 +111,8 @@ class Claim:
     timeout: float
     notes: str
     kind: str = ""
+    helps: Contrast | None = None
+    helps_tables: bool = False
 
     @property
     def id(self) -> str:
@@ -142,7 +144,30 @@ class Claim:
 
     def metrics(self, arm: str) -> set[str]:
         """Names of the metrics that the contrasts need of an arm."""
-        return {metric for contrast in self.contrasts if arm in contrast.arms() for metric in contrast.metrics()}
+        asked = [*self.contrasts, self.helps] if self.helps is not None else self.contrasts
+        return {metric for contrast in asked if arm in contrast.arms() for metric in contrast.metrics()}
+
+    def for_users(self) -> Claim:
+        """The claim cut down to `helps`: its two arms, each tuned by itself over the whole grid.
+
+        An arm that elsewhere takes another's choice searches that arm's grid here.
+
+        Raises:
+            ValueError: if the claim asks nothing of a user's data.
+        """
+        if self.helps is None:
+            raise ValueError(f"{self.id} asks nothing of a user's data: it declares no helps=")
+        arms = self.helps.arms()
+        tune = {
+            knob: {arm: values.get(arm, values.get(self.tuned_like.get(arm, ""))) for arm in arms}
+            if isinstance(values, Mapping)
+            else values
+            for knob, values in self.tune.items()
+        }
+        return replace(
+            self, arms=arms, contrasts=(self.helps,), shown=(), tune=tune, tuned_like={},
+            untuned=tuple(arm for arm in self.untuned if arm in arms),
+        )  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -207,6 +232,8 @@ class Paper:
         resources: Mapping[str, float | int] | None = None,
         timeout: float | int = 600.0,
         notes: str = "",
+        helps: Contrast | None = None,
+        helps_tables: bool = False,
     ) -> Callable[[Callable[..., Mapping[str, float]]], Callable[..., Mapping[str, float]]]:
         """Registers the decorated function as a claim; the function runs one trial and returns its metrics.
 
@@ -228,6 +255,8 @@ class Paper:
             resplit: n_test / n_train where each seed re-splits one data set (Nadeau-Bengio).
             resources: what a trial takes, such as {"gpus": 1}. timeout: seconds that a trial may take.
             notes: what the controls say, and departures from the published protocol.
+            helps: the contrast that `etude try` puts to a user's own data: does the method help there?
+            helps_tables: a row of a table serves as an image of one line, because the networks flatten their input.
 
         Raises:
             ValueError: if the declaration contradicts itself; the message names the claim and the value.
@@ -254,7 +283,7 @@ class Paper:
                 worst={metric: float(value) for metric, value in (worst or {}).items()}, measured=tuple(measured),
                 resplit=None if resplit is None else float(resplit),
                 resources={name: float(amount) for name, amount in (resources or {}).items()},
-                timeout=float(timeout), notes=notes, kind=_data_kind(function),
+                timeout=float(timeout), notes=notes, kind=_data_kind(function), helps=helps, helps_tables=helps_tables,
             )  # fmt: skip
             _check(claim)
             if name in self.claims:
@@ -296,7 +325,8 @@ def _check(claim: Claim) -> None:
     for arm in claim.arms:
         if not _ARM.fullmatch(arm):
             refuse(f"arm name {arm!r} must be letters, digits and _ @ . + = -")
-    named = {arm for contrast in claim.contrasts for arm in contrast.arms()} | set(claim.shown)
+    asked = [*claim.contrasts, claim.helps] if claim.helps is not None else claim.contrasts
+    named = {arm for contrast in asked for arm in contrast.arms()} | set(claim.shown)
     named |= set(claim.untuned) | set(claim.tuned_like) | set(claim.tuned_like.values())
     named |= {arm for values in claim.tune.values() if isinstance(values, Mapping) for arm in values}
     if named - arms:
@@ -315,6 +345,10 @@ def _check(claim: Claim) -> None:
     takes_data = "data" in inspect.signature(claim.function).parameters
     if takes_data != bool(claim.data):
         refuse("data= and a `data` argument of the function belong together")
+    if claim.helps is not None and (not claim.data or len(claim.helps.arms()) != 2):
+        refuse("helps= asks two arms about a user's data, so it needs data= and a contrast of two arms")
+    if claim.helps_tables and (claim.helps is None or claim.kind != "ImageData"):
+        refuse(f"helps_tables= is for a claim with helps= that takes ImageData, got {claim.kind or 'no data'}")
     if claim.tune and not claim.tune_by:
         refuse("tune= needs tune_by=, the validation metric that chooses")
     if claim.tune_goal not in ("max", "min"):

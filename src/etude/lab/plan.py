@@ -28,6 +28,7 @@ class Job:
     fingerprint: str
     device: str = "cpu"
     declared_seeds: bool = True
+    source: dict[str, Any] | None = None
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -95,6 +96,7 @@ class Job:
             arm=arm, seed=seed, scale=self.scale, setup=self.setup.as_dict(), tuned=tuned, tuning=tuning,
             device=self.device, timeout=self.claim.timeout * _PATIENCE[self.scale],
             gpus=float(self.claim.resources.get("gpus", 0.0)) if self.device != "cpu" else 0.0,
+            source=self.source,
         )  # fmt: skip
 
 

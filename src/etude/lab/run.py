@@ -68,10 +68,17 @@ class _State:
     tuning: list[Task] = field(default_factory=list)
     trials: list[Task] = field(default_factory=list)
     lacking: Outcome | None = None
+    late: bool = False
 
 
 def run(
-    jobs: Iterable[Job], store: Store, engine: Engine, *, observer: Observer | None = None, retry_failed: bool = False
+    jobs: Iterable[Job],
+    store: Store,
+    engine: Engine,
+    *,
+    observer: Observer | None = None,
+    retry_failed: bool = False,
+    until: float | None = None,
 ) -> list[JobResult]:
     """Runs what the store lacks and judges every job.
 
@@ -81,12 +88,17 @@ def run(
 
     Args:
         retry_failed: run stored failures again, instead of counting them as the data that they are.
+        until: a time of `time.monotonic()` after which no further trial begins; jobs that lack one then have no
+            verdict.
     """
-    return _Coordinator(list(jobs), store, engine, observer or Silent(), retry_failed).run()
+    return _Coordinator(list(jobs), store, engine, observer or Silent(), retry_failed, until).run()
 
 
 class _Coordinator:
-    def __init__(self, jobs: list[Job], store: Store, engine: Engine, observer: Observer, retry_failed: bool):
+    def __init__(
+        self, jobs: list[Job], store: Store, engine: Engine, observer: Observer, retry_failed: bool, until: float | None
+    ):
+        self.until = until
         self.states = [_State(job) for job in jobs]
         self.store, self.engine, self.observer, self.retry_failed = store, engine, observer, retry_failed
         self.queue: deque[Task] = deque()
@@ -119,6 +131,8 @@ class _Coordinator:
         return [self.results[state.job.id] for state in self.states]
 
     def _submit(self) -> None:
+        if self.until is not None and time.monotonic() > self.until:
+            self._stop()
         while self.queue and self.engine.free > 0:
             task = self.queue.popleft()
             if task.id not in self.owner[task.id].waiting:
@@ -127,6 +141,17 @@ class _Coordinator:
             self.attempts[task.id] += 1
             self.observer.submitted(task)
             self.engine.submit(task)
+
+    def _stop(self) -> None:
+        """Begins nothing more; jobs that wait for running trials are judged when those end."""
+        self.queue.clear()
+        self.pending.clear()
+        for state in self.states:
+            if state.job.id not in self.results:
+                state.late = True
+                state.waiting &= self.running
+                if not state.waiting:
+                    self._judge(state)
 
     def _open_jobs(self) -> None:
         """Begins the next jobs while workers would stand idle."""
@@ -176,7 +201,7 @@ class _Coordinator:
         state.records[task.id] = record
         self.observer.ended(task, record, False)
         if not state.waiting:
-            if state.trials or state.lacking is not None:
+            if state.trials or state.late or state.lacking is not None:
                 self._judge(state)
             else:
                 self._tuned(state)
@@ -191,7 +216,12 @@ class _Coordinator:
     def _judge(self, state: _State) -> None:
         if state.job.id in self.results:
             return
-        result = judge_job(state.job, state.records, state.lacking)
+        if state.late and not state.trials and state.lacking is None:
+            tuning = list(state.records.values())
+            tables = state.job.tuning_tables(state.records)
+            result = JobResult(state.job, "none", "out of time", [], [], tables, tuning)
+        else:
+            result = judge_job(state.job, state.records, state.lacking)
         self.results[state.job.id] = result
         self.observer.judged(result)
 

@@ -17,7 +17,11 @@ def canonical(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """One trial to run. `module` is the claims module, `claim` the claim's id with its data set."""
+    """One trial to run. `module` is the claims module, `claim` the claim's id with its data set.
+
+    `source` says where data that the claim does not declare come from: `{"loader": "package.module:function",
+    "arguments": {...}}`. It is not part of the identity, so the id of the claim must name their content.
+    """
 
     module: str
     claim: str
@@ -33,6 +37,7 @@ class Task:
     device: str = "cpu"
     timeout: float = 600.0
     gpus: float = 0.0
+    source: dict[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -73,6 +78,6 @@ class Outcome:
         outcome = asdict(self)
         outcome.pop("series")
         trial = asdict(task)
-        for execution_only in ("module", "function", "device", "timeout", "gpus"):
+        for execution_only in ("module", "function", "device", "timeout", "gpus", "source"):
             trial.pop(execution_only)
         return {"schema": 1, "id": task.id, "fingerprint": fingerprint, "trial": trial, **outcome}

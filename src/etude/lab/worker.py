@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import json
 import os
 import platform
 import random
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from etude.lab.paper import Paper, Setup
-from etude.lab.task import Outcome, Task
+from etude.lab.task import Outcome, Task, canonical
 from etude.lab.trial import Trial
 
 __all__ = ["environment", "execute", "load_paper", "spare_the_collector"]
@@ -80,7 +81,7 @@ def _run(task: Task, report: Report | None) -> Outcome:
 
     paper = load_paper(task.module)
     claim = paper.claims[task.function]
-    arguments = [_data(task.module, task.function, task.data)] if task.data is not None else []
+    arguments = [_data(task)] if task.data is not None else []
     knobs = dict.fromkeys(claim.knobs()) | task.tuned
     trial = Trial(
         task.claim, task.arm, task.seed, task.scale, Setup(**task.setup), knobs,
@@ -103,9 +104,22 @@ def _run(task: Task, report: Report | None) -> Outcome:
     return Outcome("done", metrics=metrics, series=trial.series, figures=trial.figures)
 
 
+def _data(task: Task) -> Any:
+    if task.source is not None:
+        return _elsewhere(canonical(task.source))
+    return _declared(task.module, task.function, str(task.data))
+
+
 @functools.lru_cache(maxsize=2)
-def _data(module: str, function: str, name: str) -> Any:
+def _declared(module: str, function: str, name: str) -> Any:
     return load_paper(module).claims[function].data[name].load()
+
+
+@functools.lru_cache(maxsize=2)
+def _elsewhere(source: str) -> Any:
+    wanted = json.loads(source)
+    module, _, name = wanted["loader"].partition(":")
+    return getattr(importlib.import_module(module), name)(**wanted["arguments"])
 
 
 def spare_the_collector(claim: str) -> None:

@@ -370,6 +370,7 @@ def double_threshold_beats_single(trial: Trial, data: SignalData) -> dict[str, f
         "The paper does not assert this sentence; it is what its networks are worth beside the plainest use of its own "
         "feature. `accuracy_fitted` gives every arm the threshold that suits the validation examples best."
     ),
+    helps=higher("dt_ddnn", than="energy_detector", metric="accuracy"),
 )
 def networks_beat_energy_detector(trial: Trial, data: SignalData) -> dict[str, float]:
     splits = _Data(trial, data).features()

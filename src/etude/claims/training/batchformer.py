@@ -307,6 +307,7 @@ DIGITS = CIFAR.replace(
         "`full` is CIFAR-100-LT with ResNet-32, AutoAugment and Cutout by the recipe of the authors' balanced-softmax "
         "trainer, except for the averaged loss and the learning rate, searched here where theirs is 0.05."
     ),
+    helps=higher("batchformer", than="balanced_softmax", metric="balanced_accuracy"),
 )
 def long_tail(trial: Trial, data: ImageData) -> dict[str, float]:
     setup = trial.setup

@@ -106,6 +106,8 @@ def mnist() -> ImageData:
         "'simple' is read as standard deviation 0.1; read as variance 0.1 the network trains without noise. "
         "At `full` the clipping stays at 10, the paper's best, of its {none, 100, 10}."
     ),
+    helps=higher("he_noise", than="he_plain", metric="accuracy"),
+    helps_tables=True,
 )
 def poor_initialisation(trial: Trial, data: ImageData) -> dict[str, float]:
     setup = trial.setup

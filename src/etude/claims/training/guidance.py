@@ -363,6 +363,7 @@ _IMAGENET = {
         "core, trains three times as long on 24 seeds and sees a point. `full` trains its guide itself, in each trial, "
         "on images that are not normalised, with our random crops."
     ),
+    helps=higher("guided_trained", than="unguided_equal_time", metric="accuracy"),
 )  # fmt: skip
 def shifted_digits(trial: Trial, data: ImageData) -> dict[str, float]:
     return train_guided(trial, data)
@@ -475,6 +476,7 @@ _MLP = _DIGITS | {
         "long as guidance takes does better. The untrained guide, at weight 1, costs "
         "over ten points."
     ),
+    helps=higher("guided_trained", than="unguided_equal_time", metric="accuracy"),
 )  # fmt: skip
 def deep_plain_net(trial: Trial, data: ImageData) -> dict[str, float]:
     return train_guided(trial, data)

@@ -223,6 +223,7 @@ _DT_SMALL = {
         "lr is chosen on 200 validation images by every arm from one grid, where the paper fixes 1e-3: 30 epochs of "
         "7 batches need larger steps. At `full` all arms have 150 epochs, the paper 100 on MNIST."
     ),
+    helps=not_worse("noprop_dt", than="backprop", metric="accuracy", margin=0.015),
 )  # fmt: skip
 def dt_matches_backprop(trial: Trial, data: ImageData) -> dict[str, float]:
     setup = trial.setup

@@ -218,6 +218,7 @@ _DIGITS = {
         "neighbouring rates. `full` trains H1's shape on ImageNet, with flips and shifts as its only augmentation; "
         "there the paper's claim is that attention is ahead (shown as halo > conv)."
     ),
+    helps=efficient("halo", than="conv", cost="parameters", quality="accuracy", margin=0.02, max_ratio=0.75),
 )
 def param_efficiency(trial: Trial, data: ImageData) -> dict[str, float]:
     s = trial.setup
