@@ -117,7 +117,7 @@ def test_findings_say_what_helps_and_what_does_not(material, tmp_path):
         "means": "helps", "twins": "keeps up", "reversal": "hurts", "picky": "does not fit",
     }  # fmt: skip
     assert list(found) == ["means", "twins", "reversal", "picky"]
-    assert found["picky"].reason == "ValueError: at least 1000 features are needed, got 30"
+    assert found["picky"].reason == "ValueError: at most 20 features are taken, got 30"
     means = found["means"]
     assert means.verdict.n == 8
     assert means.verdict.low > 0
