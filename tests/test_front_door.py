@@ -19,8 +19,8 @@ CARDS = load_registry(plugins=False)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: re.sub(r"\W+", "_", text.splitlines()[-1])[:40])
-def test_an_example_of_the_readme_runs(example):
-    subprocess.run([sys.executable, "-W", "error", "-c", example], check=True, timeout=120, cwd=ROOT)
+def test_an_example_of_the_readme_runs(example, tmp_path):
+    subprocess.run([sys.executable, "-W", "error", "-c", example], check=True, timeout=120, cwd=tmp_path)
 
 
 def test_the_readme_opens_with_how_to_run_and_test():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from etude.report.catalogue import ClaimLine, PaperLine, reference, zone
@@ -23,6 +24,7 @@ class Detail:
         tuning_rows: rows of a tuning table.
         trials: whether every trial has its cell.
         shown_dots: whether contrasts that are only shown have a chart.
+        primary_dots: how many primary contrasts of a claim have a chart.
     """
 
     points: int = 60
@@ -31,6 +33,7 @@ class Detail:
     tuning_rows: int = 40
     trials: bool = True
     shown_dots: bool = True
+    primary_dots: int = 1000
 
 
 DETAILS = (
@@ -40,6 +43,8 @@ DETAILS = (
     Detail(points=16, charts=1, tuning_rows=6),
     Detail(points=16, charts=1, tuning_rows=0, trials=False),
     Detail(charts=0, tuning_rows=0, trials=False, shown_dots=False),
+    Detail(charts=0, tuning_rows=0, trials=False, shown_dots=False, primary_dots=1),
+    Detail(charts=0, tuning_rows=0, trials=False, shown_dots=False, primary_dots=0),
 )
 """From the richest page to the leanest; a page takes the first that stays inside its size."""
 
@@ -50,10 +55,14 @@ def paper_context(paper: PaperLine, evidence: Mapping[str, Any] | None, detail: 
     environment: Mapping[str, Any] = (evidence or {}).get("environment") or {}
     cost: Mapping[str, Any] = (evidence or {}).get("cost") or {}
     scales = [claim.scale for claim in paper.claims if claim.scale]
+    claims = [_claim(paper.slug, line, stored.get(line.id), detail) for line in paper.claims]
+    names = ["", *(line.id.partition("@")[0] for line in paper.claims)]
+    for claim, (before, name) in zip(claims, pairwise(names)):
+        claim["same"] = before == name  # one claim on several data sets: its words stand once
     return {
         "paper": paper,
         "card": paper.card,
-        "claims": [_claim(paper.slug, line, stored.get(line.id), detail) for line in paper.claims],
+        "claims": claims,
         "environment": [(name, format_value(value)) for name, value in environment.items()],
         "cost": {"seconds": finite(cost.get("seconds")), "cpu": finite(cost.get("cpu_seconds"))},
         "scale": scales[0] if scales else "small",
@@ -76,7 +85,7 @@ def _claim(slug: str, line: ClaimLine, record: Mapping[str, Any] | None, detail:
         "data": record.get("data"),
         "version": record.get("version", 1),
         "seeds": _seed_range(record.get("seeds") or ()),
-        "contrasts": [_contrast(contrast, detail) for contrast in record.get("contrasts") or ()],
+        "contrasts": _contrasts(record.get("contrasts") or (), detail),
         "summary": arm_summary(record),
         "seed_tables": seed_tables(record) if detail.trials else [],
         "failures": failures(record),
@@ -90,13 +99,22 @@ def _claim(slug: str, line: ClaimLine, record: Mapping[str, Any] | None, detail:
     }
 
 
-def _contrast(contrast: Mapping[str, Any], detail: Detail) -> dict[str, Any]:
+def _contrasts(contrasts: Sequence[Mapping[str, Any]], detail: Detail) -> list[dict[str, Any]]:
+    rows, drawn = [], 0
+    for contrast in contrasts:
+        primary = contrast.get("role", "primary") == "primary"
+        rows.append(_contrast(contrast, drawn < detail.primary_dots if primary else detail.shown_dots))
+        drawn += primary
+    return rows
+
+
+def _contrast(contrast: Mapping[str, Any], dots: bool) -> dict[str, Any]:
     text = str(contrast.get("text") or contrast.get("kind") or "contrast")
     differences = {str(seed): finite(value) for seed, value in (contrast.get("differences") or {}).items()}
     effect, low, high = (finite(contrast.get(name)) for name in ("effect", "low", "high"))
     primary = contrast.get("role", "primary") == "primary"
     chart = Svg("")
-    if differences and (primary or detail.shown_dots):
+    if differences and dots:
         chart = difference_dots(
             differences,
             effect=effect,
