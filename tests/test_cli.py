@@ -105,7 +105,7 @@ def test_a_broken_plug_in_is_listed_with_its_error(store):
 def test_show_and_search_find_a_paper(store):
     assert "holds +" in etude("show", "toy_shrinkage", cwd=store, check=0).stdout
     rows = json.loads(etude("search", "james stein", "--json", cwd=store, check=0).stdout)
-    assert [row["slug"] for row in rows] == ["toy_shrinkage"]
+    assert rows[0]["slug"] == "toy_shrinkage"
     assert "no paper matches" in etude("search", "zebra crossing", cwd=store, check=0).stdout
 
 

@@ -134,16 +134,11 @@ def detail_text(card: dict[str, Any]) -> str:
 
 
 def find(query: str) -> list[dict[str, Any]]:
-    """Papers whose card matches the words of the query, best first."""
-    words = query.lower().split()
-    scored = []
+    """Papers that answer the query, best first: by the project's own ranker, by word search where its extra is missing.
+
+    A paper in which every word occurs stands before those that are only related.
+    """
+    from etude.ranking.neural_ranking.cards import rank_papers
+
     listed = {row["slug"]: row for row in reversed(rows())}
-    for card in load_registry():
-        fields = [
-            (8, card["slug"].replace("_", " ")), (5, card["title"]), (3, card["authors"]), (2, card["summary"]),
-            (1, " ".join(claim["says"] for claim in card["claims"])), (1, card["domain"]), (1, card["arxiv"]),
-        ]  # fmt: skip
-        scores = [sum(weight for weight, field in fields if word in field.lower()) for word in words]
-        if scores and all(scores):
-            scored.append((-sum(scores), card["slug"]))
-    return [listed[slug] for _, slug in sorted(scored)]
+    return [listed[slug] for slug in rank_papers(query, load_registry()) if slug in listed]

@@ -3,9 +3,10 @@
     from etude.data import images
     data = images.digits()
 
-`etude.data.kinds` holds one dataclass per kind; `images`, `graphs`, `signals`, `tables` and `uci` load files, embedded
-sets and public sets; `user` recognises what a user has; `catalogue` says which public sets exist, where they lie and
-how to get them. Submodules are imported when first used, so that listing the catalogue does not import torch.
+`etude.data.kinds` holds one dataclass per kind; `images`, `graphs`, `signals`, `tables`, `uci`, `clicks`, `relational`
+and `ranking` load files, embedded sets and public sets; `user` recognises what a user has; `catalogue` says which
+public sets exist, where they lie and how to get them. Submodules are imported when first used, so that listing the
+catalogue does not import torch.
 """
 
 import importlib
@@ -13,9 +14,34 @@ from types import ModuleType
 
 from etude.data.catalogue import home, locate
 
-__all__ = ["catalogue", "graphs", "home", "images", "kinds", "locate", "signals", "tables", "uci", "user"]
+__all__ = [
+    "catalogue",
+    "graphs",
+    "home",
+    "images",
+    "kinds",
+    "locate",
+    "ranking",
+    "relational",
+    "signals",
+    "tables",
+    "uci",
+    "user",
+]
 
-_SUBMODULES = ("catalogue", "graphs", "images", "kinds", "signals", "tables", "uci", "user")
+_SUBMODULES = (
+    "catalogue",
+    "clicks",
+    "graphs",
+    "images",
+    "kinds",
+    "ranking",
+    "relational",
+    "signals",
+    "tables",
+    "uci",
+    "user",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

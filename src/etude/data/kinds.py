@@ -8,6 +8,7 @@ A split of images or signals is an `Examples` (tensors in memory); at full scale
 `torch.utils.data.Dataset` that yields `(input, target)`, whose items are then the caller's responsibility.
 """
 
+import importlib
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,30 @@ from jaxtyping import Complex64
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["Examples", "GraphData", "ImageData", "Recording", "SignalData", "TableData"]
+__all__ = [
+    "ClickData",  # noqa: F822 (loaded when asked for)
+    "Examples",
+    "GraphData",
+    "ImageData",
+    "RankingData",  # noqa: F822
+    "Recording",
+    "RelationalDatabase",  # noqa: F822
+    "SignalData",
+    "TableData",
+]
+
+_ELSEWHERE = {
+    "ClickData": "etude.data.kinds_clicks",
+    "RankingData": "etude.data.kinds_ranking",
+    "RelationalDatabase": "etude.data.kinds_relational",
+}
+"""Kinds of logs, collections of texts and databases, which have modules of their own."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(_ELSEWHERE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _described(tensor: Tensor) -> str:

@@ -1,0 +1,1 @@
+"""Ranking: search and recommendation."""
