@@ -113,7 +113,7 @@ def _sizes(target: Target) -> tuple[int, int, int]:
         "times, at `full` half of those in the arms' names. The curves run over the numbers of modes that were tried."
     ),
 )
-def tolerance(trial: Trial, data: Target) -> dict[str, float]:
+def tolerance(trial: Trial, data: Target) -> dict[str, float | int]:
     setup, sizes = trial.setup, _sizes(data)
     certified = trial.arm == "certified_0.1"
     tol = setup.factor * TOLERANCES.get(trial.arm, 0.1)
@@ -165,7 +165,7 @@ MODES = (4, 8, 16, 32)
         "there are four times the modes in the arms' names."
     ),
 )
-def rate(trial: Trial, data: Target) -> dict[str, float]:
+def rate(trial: Trial, data: Target) -> dict[str, float | int]:
     K = max(round(trial.setup.factor * int(trial.arm[1:])), 1)
     block, report = build_with_modes(
         data, *_sizes(data), K, trial.setup.spline_error, points=10, generator=trial.generator("check")
@@ -203,7 +203,7 @@ def rate(trial: Trial, data: Target) -> dict[str, float]:
         "Random points under-report: at K = 6 they show .042 to .05 where the diagonal shows .056."
     ),
 )
-def three_tokens(trial: Trial, data: Target) -> dict[str, float]:
+def three_tokens(trial: Trial, data: Target) -> dict[str, float | int]:
     modes = getattr(trial.setup, trial.arm)[data.name]
     block, report = build_with_modes(
         data, *_sizes(data), modes, trial.setup.error, points=10, generator=trial.generator("check")
@@ -256,7 +256,7 @@ def three_tokens(trial: Trial, data: Target) -> dict[str, float]:
         "a few modes at this width and is far from the trained blocks. `sup` is over random points here, in all arms."
     ),
 )
-def trained(trial: Trial, data: Target) -> dict[str, float]:
+def trained(trial: Trial, data: Target) -> dict[str, float | int]:
     setup, (L, d, out) = trial.setup, _sizes(data)
     floors = {
         "tokenwise_floor": tokenwise_floor(data, L, d, n=setup.floor, generator=trial.generator("tokenwise")),
@@ -345,7 +345,7 @@ WIDTHS = {"w16": 16, "w64": 64, "w256": 256, "w1024": 1_024}
         "At `medium` tolerances are twice those in the arms' names."
     ),
 )  # fmt: skip
-def exponent(trial: Trial) -> dict[str, float]:
+def exponent(trial: Trial) -> dict[str, float | int]:
     setup, L = trial.setup, trial.setup.seq_len
     target = random_target(
         L, lengthscale=setup.lengthscale, features=setup.features, generator=trial.generator("target")

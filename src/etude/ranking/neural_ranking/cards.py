@@ -54,6 +54,9 @@ def rank_papers(query: str, cards: Sequence[Mapping[str, Any]], *, k: int = 10, 
         steps: of the training on claims.
     """
     exact = word_search(query, cards)
+    words = query.lower().split()
+    if not any(word in _text(card, claims=True).lower() for card in cards for word in words):
+        return []  # a ranker would still put the cards into some order
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing or len(cards) < 4 or not query.strip():
         _log.info("word search alone: %s", f"{', '.join(missing)} not installed" if missing else "too few cards")
