@@ -3,10 +3,10 @@
     from etude.data import images
     data = images.digits()
 
-`etude.data.kinds` holds one dataclass per kind; `images`, `graphs`, `signals`, `tables`, `uci`, `clicks`, `relational`
-and `ranking` load files, embedded sets and public sets; `user` recognises what a user has; `catalogue` says which
-public sets exist, where they lie and how to get them. Submodules are imported when first used, so that listing the
-catalogue does not import torch.
+`etude.data.kinds` holds one dataclass per kind; `images`, `characters`, `graphs`, `signals`, `tables`, `uci`, `clicks`,
+`relational` and `ranking` load files, embedded sets and public sets; `user` recognises what a user has; `catalogue`
+says which public sets exist, where they lie and how to get them. Submodules are imported when first used, so that
+listing the catalogue does not import torch.
 """
 
 import importlib
@@ -16,6 +16,8 @@ from etude.data.catalogue import home, locate
 
 __all__ = [
     "catalogue",
+    "characters",
+    "clicks",
     "graphs",
     "home",
     "images",
@@ -31,6 +33,7 @@ __all__ = [
 
 _SUBMODULES = (
     "catalogue",
+    "characters",
     "clicks",
     "graphs",
     "images",

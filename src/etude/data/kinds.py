@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 __all__ = [
-    "ClickData",  # noqa: F822 (loaded when asked for)
+    "Characters",  # noqa: F822 (loaded when asked for)
+    "ClickData",  # noqa: F822
     "Examples",
     "GraphData",
     "ImageData",
@@ -31,11 +32,12 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
+    "Characters": "etude.data.kinds_characters",
     "ClickData": "etude.data.kinds_clicks",
     "RankingData": "etude.data.kinds_ranking",
     "RelationalDatabase": "etude.data.kinds_relational",
 }
-"""Kinds of logs, collections of texts and databases, which have modules of their own."""
+"""Kinds that have modules of their own: drawn characters, logs, fields of weather, collections of texts, databases."""
 
 
 def __getattr__(name: str) -> Any:
