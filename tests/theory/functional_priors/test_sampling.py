@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+import etude.theory.functional_priors.posterior as posterior_module
 from etude.theory.functional_priors import (
     MLP,
     AdaptiveSGHMC,
@@ -325,3 +326,36 @@ def test_diagnostics_keep_the_shape_and_refuse_few_or_diverged_draws():
         split_rhat(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="a chain has diverged"):
         effective_sample_size(torch.full((2, 8), math.nan))
+
+
+def chains_of(module, steps):
+    data = torch.linspace(-1, 1, 24)[:, None], torch.linspace(-1, 1, 24).sin()
+    return sample_posterior(
+        module, GaussianWeightPrior(module), GaussianLikelihood(0.1), data, chains=2, burn_in=steps, samples=2,
+        keep_every=1, discard=0, batch_size=8, generator=[torch.Generator().manual_seed(i) for i in range(2)],
+    )  # fmt: skip
+
+
+def test_written_down_operations_give_the_same_chains(monkeypatch):
+    module = MLP(1, [5])
+    traced = chains_of(module, 20)
+    monkeypatch.setattr(posterior_module, "_WORTH_TRACING", 0)
+    used = []
+    original = posterior_module._traced
+
+    def watched(gradient, *example):
+        used.append((gradient, original(gradient, *example)))
+        return used[-1][1]
+
+    monkeypatch.setattr(posterior_module, "_traced", watched)
+    again = chains_of(module, 20)
+    assert used[0][0] is not used[0][1]
+    for name, value in traced.params.items():
+        assert torch.equal(value, again.params[name])
+
+
+def test_what_depends_on_the_numbers_is_not_written_down():
+    def gradient(flat, rows, precisions):
+        return flat if float(flat.sum()) > 0 else 2 * flat
+
+    assert posterior_module._traced(gradient, torch.ones(2, 3), None, None) is gradient

@@ -11,6 +11,7 @@ is applied to all of them by `torch.func.vmap`.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from etude.theory.functional_priors.diagnostics import effective_sample_size, split_rhat
 from etude.theory.functional_priors.sghmc import AdaptiveSGHMC, hmc_step
@@ -175,12 +177,16 @@ def sample_posterior(
     each_its_own = vmap(loss)
     all_alike = vmap(loss, in_dims=(0, None, None))
 
-    def potential(flat: Tensor, rows: Tensor | None) -> Tensor:
+    def potential(flat: Tensor, rows: Tensor | None, precisions: Tensor | None) -> Tensor:
         params = unpacked(flat)
         data_term = all_alike(params, x, y) if rows is None else each_its_own(params, x[rows], y[rows])
         # A Gaussian prior is a quadratic form, up to a constant that moves nothing.
-        minus_prior = -prior.log_prob(params) if weights is None else 0.5 * (flat.square() * weights).sum(1)
+        minus_prior = -prior.log_prob(params) if precisions is None else 0.5 * (flat.square() * precisions).sum(1)
         return ((len(x) / batch) * data_term + minus_prior) / temperature
+
+    def gradient(flat: Tensor, rows: Tensor | None, precisions: Tensor | None) -> Tensor:
+        flat = flat.detach().requires_grad_()
+        return torch.autograd.grad(potential(flat, rows, precisions).sum(), flat)[0]
 
     frozen = [value for value in prior.parameters() if value.requires_grad]
     for value in frozen:
@@ -192,16 +198,23 @@ def sample_posterior(
         )
         batches = _Batches(len(x), batch, generators, theta.device)
         total, kept, accepted = burn_in + samples * keep_every, [], 0.0
+        if sampler != "hmc" and total >= _WORTH_TRACING:
+            rows = None if batch == len(x) else torch.arange(batch, device=theta.device).repeat(chains, 1)
+            gradient = _traced(gradient, theta.detach(), rows, weights)
         for step in range(1, total + 1):
             if sampler == "hmc":
                 state, taken = hmc_step(
-                    lambda flat: potential(flat, None), theta, step_size=lr, leapfrog=leapfrog, generator=generators
+                    partial(potential, rows=None, precisions=weights),
+                    theta,
+                    step_size=lr,
+                    leapfrog=leapfrog,
+                    generator=generators,
                 )
                 with torch.no_grad():
                     theta.copy_(state)
                 accepted += float(taken.double().mean()) / total
             else:
-                (theta.grad,) = torch.autograd.grad(potential(theta, batches.draw()).sum(), theta)
+                theta.grad = gradient(theta, batches.draw(), weights)
                 move.step()
             if isinstance(prior, HierarchicalWeightPrior) and step % gibbs_every == 0:
                 weights = _gibbs(prior, unpacked(theta.detach()), generators)
@@ -218,6 +231,33 @@ def sample_posterior(
     drawn = unpacked(torch.stack(kept[discard:], dim=1))
     rate = accepted if sampler == "hmc" else None
     return Posterior(module, drawn, move.clamped_fraction, move.noise_deficit, rate)
+
+
+_WORTH_TRACING = 500
+"""Steps from which on it saves time to write the gradient's operations down first."""
+
+
+def _traced(gradient: Callable[..., Tensor], *example: Tensor | None) -> Callable[..., Tensor]:
+    """The same operations on the same numbers, without the bookkeeping of `vmap` and of autograd at every step.
+
+    A function that cannot be written down, or whose operations depend on the numbers, stays as it is.
+    """
+    given = [value for value in example if value is not None]
+
+    def whole(*values: Tensor) -> Tensor:
+        rest = iter(values)
+        return gradient(*(None if value is None else next(rest) for value in example))
+
+    moved = [value.clone() if value.is_floating_point() else value.flip(-1) for value in given]
+    moved[0].mul_(-2)
+    try:
+        graph = make_fx(whole)(*given)
+        if not torch.equal(graph(*moved), whole(*moved)):
+            return gradient
+    except Exception:  # whatever a user's module holds against it
+        return gradient
+    run = graph.forward
+    return lambda *values: run(*(value for value in values if value is not None))
 
 
 def _check_schedule(
