@@ -65,7 +65,7 @@ def measure(comparison: Comparison) -> dict[str, Any]:
 
 @contextmanager
 def _one_core() -> Iterator[None]:
-    """Keeps the process to one core where the system can: not every peer heeds the number of threads that it is told."""
+    """Keeps the process to one core where the system can: not every peer heeds the number of threads it is told."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
