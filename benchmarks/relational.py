@@ -1,15 +1,22 @@
 """Temporal neighbour sampling at equal fan-out, one thread, on 2,000,000 timed edges.
 
-The peer is written out below: a loop over the nodes of the frontier, a binary search for the visible end of each row
-and a numpy choice among what lies before it, one dictionary a seed: the plain reading of temporal neighbour sampling.
-PyG's `NeighborLoader` needs a compiled sampler (pyg-lib or torch-sparse). `edges_per_second` states our rate.
+The first peer is written out below: a loop over the nodes of the frontier, a binary search for the visible end of each
+row and a numpy choice among what lies before it, one dictionary a seed: the plain reading of temporal neighbour
+sampling. The second is PyG's compiled sampler of the years before pyg-lib, torch-sparse's
+`hetero_temporal_neighbor_sample` (`pip install --no-build-isolation torch-sparse`; its line is left out without it).
+That one draws among all neighbours and then drops those of the future, ours among the visible ones, so the two are
+compared at seed times after the last row, where both draw alike: the same graph, fan-out and distinct seeds, one
+disjoint tree a seed. `edges_per_second` states our rate.
 """
 
+import contextlib
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import torch
 
 from benchmarks.compare import Comparison
 from etude.graphs.relational import HeteroBatch, RelationalGraph, TemporalAdjacency, TemporalNeighborSampler
@@ -66,6 +73,34 @@ def node_by_node(graph: RelationalGraph, fanout: list[int], entity: np.ndarray, 
     return edges
 
 
+def compiled(graph: RelationalGraph, fanout: list[int], entity: np.ndarray, now: int) -> Callable[[], int] | None:
+    """torch-sparse's sampling of these seeds, which gives the number of sampled edges; None without the package."""
+    with contextlib.suppress(ImportError):
+        import torch_sparse  # noqa: F401
+    if not hasattr(torch.ops.torch_sparse, "hetero_temporal_neighbor_sample"):
+        return None
+    kinds = list(graph.adjacency)
+    starts = {"__".join(kind): torch.from_numpy(graph.adjacency[kind].starts) for kind in kinds}
+    neighbours = {"__".join(kind): torch.from_numpy(graph.adjacency[kind].neighbours) for kind in kinds}
+    # Static tables get time 0: of a table without times the peer asks at every edge, by a costly C++ exception. A
+    # seed's time is that of its row.
+    times = {
+        name: torch.zeros(graph.num_nodes[name], dtype=torch.int64) if t is None else torch.from_numpy(t)
+        for name, t in graph.times.items()
+    }
+    times["a"][torch.from_numpy(entity)] = now
+    fanouts = {name: list(fanout) for name in starts}
+    roots = {"a": torch.from_numpy(entity)}
+
+    def sample() -> int:
+        *_, edges = torch.ops.torch_sparse.hetero_temporal_neighbor_sample(
+            list(graph.num_nodes), kinds, starts, neighbours, roots, fanouts, times, len(fanout), False, True
+        )
+        return sum(len(index) for index in edges.values())
+
+    return sample
+
+
 def seeds() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
     return rng.integers(0, PARENTS, SEEDS), rng.integers(1000 * DAY, 3000 * DAY, SEEDS)
@@ -101,4 +136,23 @@ def comparisons() -> list[Comparison]:
                 f"{batch.num_edges} edges",
             )
         )  # fmt: skip
+        found += [] if (line := beside_compiled(graph, fanout)) is None else [line]
     return found
+
+
+def beside_compiled(graph: RelationalGraph, fanout: list[int]) -> Comparison | None:
+    entity = np.random.default_rng(2).permutation(PARENTS)[: SEEDS if fanout[0] < 100 else 64]
+    now = 3000 * DAY
+    peer = compiled(graph, fanout, entity, now)
+    if peer is None:
+        return None
+    sampler = TemporalNeighborSampler(graph, fanout, entity_table="a")
+    ours = partial(sampler.sample, entity, np.full(len(entity), now))
+    count, theirs = ours().num_edges, peer()
+    assert abs(theirs - count) < 0.02 * count, f"both must sample alike, {count} and {theirs} edges"
+    return Comparison(
+        f"temporal sampling, fan-out {fanout}, {len(entity)} seeds after the last row, {count} edges", ours, peer,
+        "torch-sparse, compiled",
+        f"the same graph, fan-out and seeds; {theirs} edges by the peer, which also gives each node's edge ids and no "
+        "seed of a node",
+    )  # fmt: skip

@@ -44,7 +44,7 @@ def test_every_query_is_tested_once_by_a_model_that_was_not_trained_or_chosen_on
     assert sorted(tested) == sorted(one.bench.queries)
     for train, val, test in one.folds:
         assert not set(test) & {*train, *val}
-    run, val_run, _ = one.neural("knrm", 0.1)
+    run, val_run, _ = one.neural("knrm", 0.1, val_run=True)
     assert set(run) == set(val_run) == set(one.bench.queries)
 
 

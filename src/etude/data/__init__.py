@@ -3,10 +3,10 @@
     from etude.data import images
     data = images.digits()
 
-`etude.data.kinds` holds one dataclass per kind; `images`, `characters`, `graphs`, `signals`, `tables`, `uci`, `clicks`,
-`relational` and `ranking` load files, embedded sets and public sets; `user` recognises what a user has; `catalogue`
-says which public sets exist, where they lie and how to get them. Submodules are imported when first used, so that
-listing the catalogue does not import torch.
+`etude.data.kinds` holds one dataclass per kind; `images`, `characters`, `fields`, `graphs`, `signals`, `tables`, `uci`,
+`expression`, `clicks`, `multitask`, `relational`, `ranking` and `knobo` load files, embedded sets and public sets;
+`user` recognises what a user has; `catalogue` says which public sets exist, where they lie and how to get them.
+Submodules are imported when first used, so that listing the catalogue does not import torch.
 """
 
 import importlib
@@ -18,11 +18,15 @@ __all__ = [
     "catalogue",
     "characters",
     "clicks",
+    "expression",
+    "fields",
     "graphs",
     "home",
     "images",
     "kinds",
+    "knobo",
     "locate",
+    "multitask",
     "ranking",
     "relational",
     "signals",
@@ -35,9 +39,13 @@ _SUBMODULES = (
     "catalogue",
     "characters",
     "clicks",
+    "expression",
+    "fields",
     "graphs",
     "images",
     "kinds",
+    "knobo",
+    "multitask",
     "ranking",
     "relational",
     "signals",

@@ -22,8 +22,10 @@ __all__ = [
     "Characters",  # noqa: F822 (loaded when asked for)
     "ClickData",  # noqa: F822
     "Examples",
+    "FieldData",  # noqa: F822
     "GraphData",
     "ImageData",
+    "MultiTaskData",  # noqa: F822
     "RankingData",  # noqa: F822
     "Recording",
     "RelationalDatabase",  # noqa: F822
@@ -34,6 +36,8 @@ __all__ = [
 _ELSEWHERE = {
     "Characters": "etude.data.kinds_characters",
     "ClickData": "etude.data.kinds_clicks",
+    "FieldData": "etude.data.kinds_fields",
+    "MultiTaskData": "etude.data.kinds_multitask",
     "RankingData": "etude.data.kinds_ranking",
     "RelationalDatabase": "etude.data.kinds_relational",
 }

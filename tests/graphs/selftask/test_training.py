@@ -297,3 +297,27 @@ def test_bad_arguments_are_refused_with_the_value(data):
 def test_a_loss_that_is_not_finite_ends_the_training(data):
     with pytest.raises(FloatingPointError, match="in epoch"):
         fit_joint(encoder(data), {}, data, lr=1e30, epochs=20)
+
+
+def test_evaluation_from_the_embeddings_of_the_next_pass_changes_no_bit(data):
+    class Another(GCNEncoder):
+        """Of another type, which is evaluated by itself after every epoch."""
+
+    found = []
+    for kind in (GCNEncoder, Another):
+        torch.manual_seed(0)
+        model, seen = kind(data.num_features, data.num_classes, hidden_dim=8), []
+        torch.manual_seed(1)
+        fit = fit_joint(
+            model, {Distance2Labeled(hidden_dim=8): 1.0}, data, epochs=7, generator=generator(),
+            callback=lambda *values, seen=seen, **named: seen.append((values, named)),
+        )  # fmt: skip
+        found.append((fit, seen, [value.tolist() for value in model.state_dict().values()], torch.rand(1).item()))
+    assert found[0] == found[1]
+    assert [values for values, _ in found[0][1]] == [(epoch, 7) for epoch in range(1, 8)]
+
+
+def test_the_classifier_alone_gives_the_logits_of_the_embeddings(data):
+    model = encoder(data).eval()
+    logits, hidden, _ = model(data.x, data.edge_index)
+    assert torch.equal(model.classify(hidden, data.edge_index), logits)

@@ -72,9 +72,10 @@ def test_a_softmax_of_constant_logits_is_the_mean():
     torch.testing.assert_close(pooling(query, keys, mask), mean)
 
 
-def test_a_unit_of_constant_1_is_the_sum_and_that_is_where_training_starts():
+def test_a_unit_of_constant_1_is_the_sum_and_training_starts_without_it():
     query, keys, mask = case()
-    pooling = make(InterestPooling, 5)
+    assert make(InterestPooling, 5).unit.out.bias.item() == 0
+    pooling = make(InterestPooling, 5, bias_init=1.0)
     assert pooling.unit.out.bias.item() == 1
     nn.init.zeros_(pooling.unit.out.weight)
     torch.testing.assert_close(pooling(query, keys, mask), (keys * mask[..., None]).sum(1))

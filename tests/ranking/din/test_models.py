@@ -30,6 +30,7 @@ def case(batch=5, time=7, candidates=None, seed=0):
 def test_a_unit_of_constant_1_is_the_base_model():
     din, base = make(), make(pooling="sum")
     nn.init.zeros_(din.pooling.unit.out.weight)
+    nn.init.ones_(din.pooling.unit.out.bias)
     base.load_state_dict({k: v for k, v in din.state_dict().items() if not k.startswith("pooling.")})
     torch.testing.assert_close(din(*case()), base(*case()), rtol=1e-12, atol=1e-12)
 

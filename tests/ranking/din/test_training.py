@@ -173,6 +173,14 @@ def test_the_best_validation_epoch_is_kept():
     assert last.best_epoch == 2
 
 
+def test_patience_ends_a_training_that_no_longer_gains():
+    log = mixture()
+    fit = fit_clicks(make(log), log.clicks, log.clicks, max_len=8, epochs=9, lr=1e-30, patience=2)
+    assert (fit.epochs, fit.best_epoch, len(fit.val_auc)) == (3, 1, 3)
+    with pytest.raises(ValueError, match="patience must be positive and needs validation"):
+        fit_clicks(make(log), log.clicks, max_len=8, patience=2)
+
+
 def test_a_last_batch_of_one_joins_the_one_before():
     log = mixture(33)
     assert fit_clicks(make(log), log.clicks, max_len=8, epochs=1, batch_size=32).epochs == 1

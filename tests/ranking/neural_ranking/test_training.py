@@ -124,6 +124,41 @@ def test_training_leaves_the_state_that_was_best_on_validation(candidates, topic
     assert len(fitted.losses) == fitted.steps == 40
 
 
+def test_bounded_scores_are_spread_in_the_objective_unless_a_scale_is_given(candidates):
+    def objective(scores, labels):
+        seen.append(scores.detach())
+        return scores.mean()
+
+    class Watched(torch.nn.Module):
+        forward = staticmethod(objective)
+
+    largest = {}
+    plain: dict = {}
+    for name, options in [(name, chosen) for name in ("drmm", "matchpyramid") for chosen in (plain, {"scale": 1.0})]:
+        seen = []
+        torch.manual_seed(0)
+        model = build_model(name, candidates.texts, dim=10)
+        train_ranker(
+            model, candidates, torch.arange(4), objective=Watched(), steps=1, checks=1,
+            generator=torch.Generator().manual_seed(0), **options,
+        )  # fmt: skip
+        largest[name, bool(options)] = seen[0]
+    assert build_model("drmm", candidates.texts, dim=10).bounded
+    torch.testing.assert_close(largest["drmm", False], 10 * largest["drmm", True])
+    torch.testing.assert_close(largest["matchpyramid", False], largest["matchpyramid", True])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "bounded"),
+    [
+        ("dssm", {}, False), ("dssm", {"gamma": 1.0}, True), ("knrm", {}, True), ("knrm", {"squash": False}, False),
+        ("convknrm", {}, False), ("arci", {}, False), ("matchpyramid", {}, False),
+    ],
+)  # fmt: skip
+def test_models_say_whether_their_scores_are_bounded(candidates, name, options, bounded):
+    assert build_model(name, candidates.texts, dim=10, **options).bounded is bounded
+
+
 def test_patience_ends_the_training_early(candidates, topics):
     model = build_model("drmm", candidates.texts, dim=10)
     fitted = train_ranker(
@@ -138,6 +173,7 @@ def test_patience_ends_the_training_early(candidates, topics):
     [
         ({"objective": "best"}, "objective must be one of pointwise"),
         ({"lr": 0.0}, "lr must be positive, got"),
+        ({"scale": 0.0}, "scale must be positive and finite, got 0.0"),
         ({"val": torch.arange(2)}, "validation needs judgements"),
     ],
 )

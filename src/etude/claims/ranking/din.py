@@ -40,7 +40,7 @@ PAPER = Paper(
         "etude.ranking.din.activation",
         "etude.ranking.din.attention",
         "etude.ranking.din.regularization",
-        "etude.ranking.din.metrics",
+        "etude.nn.auc",
         "etude.ranking.din.models",
         "etude.ranking.din.histories",
         "etude.ranking.din.training",
@@ -96,8 +96,8 @@ def fitted(trial: Trial, log: Log, lr: float, *, select: Any = "auc", fit: dict 
     with trial.stream("dropout"):
         result = fit_clicks(
             network, log.train.clicks, log.val.clicks, max_len=max(setup.length, 1), epochs=setup.epochs,
-            batch_size=setup.batch, lr=lr, select=select, generator=trial.generator("order"), callback=trial.progress,
-            **(fit or {}),
+            batch_size=setup.batch, lr=lr, select=select, patience=None if select == "last" else PATIENCE,
+            generator=trial.generator("order"), callback=trial.progress, **(fit or {}),
         )  # fmt: skip
     log_curves(trial, result)
     return network, result
@@ -143,6 +143,8 @@ SETUPS = {
     "medium": SMALL.replace(train=100_000, val=20_000, test=40_000, epochs=20),
     "full": SMALL.replace(train=1_000_000, val=50_000, test=200_000, epochs=20),
 }
+PATIENCE = 3
+"""Epochs without a better validation AUC after which a training ends: the choice is among the epochs before."""
 UNIT = {"prelu": "sigmoid", "dice": "dice"}
 """The unit's activation goes with the MLP's: that of the authors' code, or Dice."""
 
@@ -167,8 +169,9 @@ UNIT = {"prelu": "sigmoid", "dice": "dice"}
     tune={"lr": [1e-3, 2e-3], "activation": ["prelu", "dice"]},
     tune_by="val_auc",
     tune_seeds=1,
-    seeds={"smoke": 1, "small": 5, "medium": 10, "full": 5},
+    seeds={"smoke": 1, "small": range(10, 15), "medium": range(10, 20), "full": range(10, 15)},
     tuned_like={"sum_product": "sum", "din_product": "din"},
+    version=2,
     worst={"auc": 0.5},
     timeout=3600.0,
     reported=(
@@ -178,7 +181,9 @@ UNIT = {"prelu": "sigmoid", "dice": "dice"}
     notes=(
         "Generated logs (`interest_mixture`), drawn anew for each seed: `bayes_auc` is what the true probability "
         "scores. Test rows are of users nobody has seen, one row each: GAUC has no meaning here; `real_logs` has it. "
-        "Every arm picks its rate and activation and its epoch on validation rows. With `_product` v_U * e_A is an "
+        "Every arm picks its rate and activation and its epoch on validation rows, of 10 unless three in a row bring "
+        "nothing. The unit's last bias starts at 0: started at 1, as a sum, attention learns too late, after the MLP "
+        "has learnt the sums by heart (.69 instead of .75 to .80 in exploration). With `_product` v_U * e_A is an "
         "input too, which lets the fixed pooling look up the candidate after the fact, at the settings chosen "
         "without: the strong form of the baseline. The curves `click_by_matches` and `true_click_by_matches` run over "
         "the number of behaviours of the candidate's category."
@@ -210,7 +215,8 @@ def attention(trial: Trial) -> dict[str, float]:
     tune={"lr": [1e-3, 2e-3]},
     tune_by="val_auc",
     tune_seeds=1,
-    seeds={"smoke": 1, "small": 5, "medium": 20, "full": 5},
+    seeds={"smoke": 1, "small": range(10, 15), "medium": range(10, 30), "full": range(10, 15)},
+    version=2,
     worst={"auc": 0.5},
     timeout=3600.0,
     reported="DIN with PReLU and with Dice: AUC on MovieLens-20M .7337 and .7348; GAUC on Amazon Electronics, "
@@ -404,7 +410,8 @@ LOGS_SMALL = Setup(
     tune_by="val_auc",
     tune_seeds=1,
     untuned=("popularity",),
-    seeds={"smoke": 1, "small": 5, "medium": 10, "full": 5},
+    seeds={"smoke": 1, "small": range(10, 15), "medium": range(10, 20), "full": range(10, 15)},
+    version=2,
     worst={"auc": 0.5, "gauc": 0.5},
     timeout=86_400.0,
     reported="as for `attention`; Amazon Electronics, corrected by the authors: GAUC .8698 for DIN, .8683 for DeepFM",

@@ -49,11 +49,17 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dense: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
         ctx.transposed = transposed
-        return torch.sparse.mm(matrix, dense)
+        return _times(matrix, dense)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.sparse.mm(ctx.transposed, grads[0]), None, None
+        return _times(ctx.transposed, grads[0]), None, None
+
+
+def _times(matrix: Tensor, dense: Tensor) -> Tensor:
+    """`torch.sparse.mm` without its copy of an empty result."""
+    out = dense.new_zeros(matrix.shape[0], dense.shape[1])
+    return torch.addmm(out, matrix, dense, beta=0, out=out)
 
 
 class _SparseLinear(nn.Linear):
@@ -162,6 +168,13 @@ class GCNEncoder(nn.Module, PyTorchModelHubMixin):
         hidden = self.conv1(x, propagation).relu()
         dropped = self._drop(hidden)
         return Encoding(self.conv2(dropped, propagation), hidden, dropped)
+
+    def classify(
+        self, hidden: Float[Tensor, "nodes hidden"], edge_index: Int64[Tensor, "2 edges"]
+    ) -> Float[Tensor, "nodes classes"]:
+        """The logits of embeddings, without dropout: in evaluation `forward(x, edge_index).logits` of its `hidden`."""
+        propagation, self.conv2.transposed = self._propagation(edge_index, hidden.shape[0])
+        return self.conv2(hidden, propagation)
 
     def _drop(self, hidden: Tensor) -> Tensor:
         if not self.training or self.dropout == 0:

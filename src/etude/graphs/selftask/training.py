@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from etude.graphs.selftask.encoders import GCNEncoder
 from etude.graphs.selftask.task import PretextTask
 
 __all__ = ["SelfTaskFit", "accuracy", "fit_joint", "fit_two_stage", "pretrain"]
@@ -140,10 +141,37 @@ def fit_joint(
     optimizer = _optimizer(encoder, weighted, lr, weight_decay)
     best: dict[str, Tensor] = {}
     best_epoch, best_logits, best_accuracy = 0, torch.empty(0), -1.0
+
+    def judge(epoch: int, loss: Tensor, self_loss: Tensor, hidden: Tensor | None) -> None:
+        """Evaluates the present weights, which are those after `epoch`."""
+        nonlocal best, best_epoch, best_logits, best_accuracy
+        encoder.eval()
+        with torch.no_grad():
+            if isinstance(encoder, GCNEncoder) and hidden is not None:
+                logits = encoder.classify(hidden, data.edge_index)
+            else:
+                logits = call(encoder, data)[0]
+        reached = accuracy(logits, data.y, val)
+        if reached >= best_accuracy:
+            best = {name: value.clone() for name, value in encoder.state_dict().items()}
+            best_epoch, best_logits, best_accuracy = epoch + 1, logits, reached
+        if callback is not None:
+            callback(
+                epoch + 1, epochs, loss=loss.item(), self_loss=self_loss.item(),
+                val_loss=F.cross_entropy(logits[val], data.y[val]).item(), val_accuracy=reached,
+            )  # fmt: skip
+
+    # Where no task changes the graph, the embeddings of an epoch's forward pass are those that evaluation of the epoch
+    # before would compute again: evaluation waits for them.
+    shared = type(encoder) is GCNEncoder and call is encode
+    waiting: tuple[int, Tensor, Tensor] | None = None
     for epoch in range(epochs):
         encoder.train()
         seen = _corrupted(data, weighted, generator)
         output = _encoded(encoder, seen, call)
+        if waiting is not None:
+            judge(*waiting, output[1].detach() if seen is data else None)
+            encoder.train()
         loss = F.cross_entropy(output[0][train], data.y[train])
         self_losses = _self_losses(weighted, output, epoch, generator)
         total = loss
@@ -154,19 +182,10 @@ def fit_joint(
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-
-        encoder.eval()
-        with torch.no_grad():
-            logits = call(encoder, data)[0]
-        reached = accuracy(logits, data.y, val)
-        if reached >= best_accuracy:
-            best = {name: value.clone() for name, value in encoder.state_dict().items()}
-            best_epoch, best_logits, best_accuracy = epoch + 1, logits, reached
-        if callback is not None:
-            callback(
-                epoch + 1, epochs, loss=loss.item(), self_loss=(total - loss).item(),
-                val_loss=F.cross_entropy(logits[val], data.y[val]).item(), val_accuracy=reached,
-            )  # fmt: skip
+        waiting = (epoch, loss.detach(), (total - loss).detach())
+        if not (shared and seen is data and epoch + 1 < epochs):
+            judge(*waiting, None)
+            waiting = None
     encoder.load_state_dict(best)
     return SelfTaskFit(
         epochs=epochs,

@@ -15,10 +15,10 @@ log; it needs scikit-learn and is imported when first asked for.
 
 from typing import TYPE_CHECKING, Any
 
+from etude.nn.auc import GroupedAUC, auc, gauc, grouped_auc, rela_impr
 from etude.ranking.din.activation import Dice
 from etude.ranking.din.attention import InterestPooling, LocalActivationUnit
 from etude.ranking.din.histories import build_histories
-from etude.ranking.din.metrics import GroupedAUC, auc, gauc, grouped_auc, rela_impr
 from etude.ranking.din.mixture import InterestMixture, interest_mixture
 from etude.ranking.din.models import DIN, Field
 from etude.ranking.din.regularization import MiniBatchAwareL2, count_occurrences, filter_rare

@@ -44,7 +44,9 @@ class LocalActivationUnit(nn.Module):
         hidden_dims: hidden layers; (80, 40) in the authors' code, (36,) in the paper's figure.
         activation: between the layers; "sigmoid" in the authors' code, PReLU or Dice in the paper.
         interaction: see above.
-        bias_init: of the last layer. With 1, pooling starts near a sum.
+        bias_init: of the last layer, of which the paper says nothing. With 1 pooling starts near a sum, and before the
+            weights can tell behaviours apart the rest of the network has learnt the sums by heart; with 0 the history
+            comes in as the weights learn to tell.
         momentum: of Dice.
 
     Raises:
@@ -58,7 +60,7 @@ class LocalActivationUnit(nn.Module):
         activation: Activation = "prelu",
         interaction: Interaction = "difference",
         *,
-        bias_init: float | int = 1.0,
+        bias_init: float | int = 0.0,
         momentum: float | int = 0.1,
     ):
         super().__init__()
@@ -129,6 +131,7 @@ class InterestPooling(nn.Module):
         normalize: "none" as in the paper, or "softmax" over the behaviours, as in the authors' code.
         scale: the softmax is of weights / scale; sqrt(dim) if None. Nothing else uses it.
         layer_norm: normalises the result, whose size under "none" grows with the length of the history.
+        bias_init: see `LocalActivationUnit`.
 
     An empty history gives zeros (before `layer_norm`).
     """
@@ -143,6 +146,7 @@ class InterestPooling(nn.Module):
         normalize: Normalization = "none",
         scale: float | int | None = None,
         layer_norm: bool = False,
+        bias_init: float | int = 0.0,
         momentum: float | int = 0.1,
     ):
         super().__init__()
@@ -152,7 +156,9 @@ class InterestPooling(nn.Module):
             raise ValueError(f"scale must be positive, got {scale}")
         self.normalize = normalize
         self.scale = dim**0.5 if scale is None else float(scale)
-        self.unit = LocalActivationUnit(dim, hidden_dims, activation, interaction, momentum=momentum)
+        self.unit = LocalActivationUnit(
+            dim, hidden_dims, activation, interaction, bias_init=bias_init, momentum=momentum
+        )
         self.norm = nn.LayerNorm(dim) if layer_norm else nn.Identity()
 
     def forward(

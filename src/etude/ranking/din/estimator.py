@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from etude.data.kinds_clicks import UNKNOWN, ClickData, Clicks, history_spans
+from etude.nn.auc import auc, gauc
 from etude.ranking.din.activation import Activation
-from etude.ranking.din.metrics import auc, gauc
 from etude.ranking.din.models import DIN, Field, Pooling
 from etude.ranking.din.training import fit_clicks, inputs_of, predict_clicks
 

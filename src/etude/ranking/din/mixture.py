@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from etude.data.kinds_clicks import Clicks
-from etude.ranking.din.metrics import auc
+from etude.nn.auc import auc
 
 __all__ = ["InterestMixture", "interest_mixture"]
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etude.data.kinds_clicks import Clicks
-from etude.ranking.din.metrics import auc, gauc
+from etude.nn.auc import auc, gauc
 from etude.ranking.din.models import DIN
 from etude.ranking.din.regularization import MiniBatchAwareL2, count_occurrences
 
@@ -26,7 +26,7 @@ class ClickFit(NamedTuple):
     """How a training went.
 
     Args:
-        epochs: how many were run.
+        epochs: how many were run, fewer than asked for where `patience` ran out.
         best_epoch: the one whose weights were kept.
         val_auc: AUC of each epoch on the validation rows; empty without them.
         train_loss: mean cross-entropy of each epoch while it ran, penalties left out.
@@ -119,6 +119,7 @@ def fit_clicks(
     mba: float | int | None = None,
     l2: float | int | None = None,
     select: Literal["auc", "gauc", "last"] = "auc",
+    patience: int | None = None,
     generator: torch.Generator | None = None,
     callback: Callable[..., None] | None = None,
 ) -> ClickFit:
@@ -139,6 +140,7 @@ def fit_clicks(
         mba: lambda of `MiniBatchAwareL2` on every table; None for none.
         l2: the naive penalty 1/2 l2 |W|^2 on all rows of every table at each step; needs dense gradients.
         select: the validation figure that chooses the epoch, GAUC by `Clicks.users`; "last" keeps the last epoch.
+        patience: epochs without a better validation figure after which training ends; None runs all of them.
         generator: CPU generator of the order; one seeded with 0 if None.
         callback: called as `callback(epoch, epochs, loss=..., val_auc=...)`.
 
@@ -147,6 +149,8 @@ def fit_clicks(
         FloatingPointError: if the loss is not finite.
     """
     _check(model, train, epochs, batch_size, lr, optimizer, l2, select)
+    if patience is not None and (patience < 1 or val is None or select == "last"):
+        raise ValueError(f"patience must be positive and needs validation rows that choose the epoch, got {patience}")
     penalties = {}
     if mba:
         counts = count_clicks(model, train, max_len)
@@ -187,10 +191,12 @@ def fit_clicks(
                 best, best_epoch, best_score = copy.deepcopy(model.state_dict()), epoch, score
         if callback is not None:
             callback(epoch, epochs, loss=losses[-1], **({"val_auc": history[-1]} if history else {}))
+        if patience is not None and epoch - best_epoch >= patience:
+            break
     if best is not None:
         model.load_state_dict(best)
     model.eval()
-    return ClickFit(epochs, best_epoch, tuple(history), tuple(losses))
+    return ClickFit(len(losses), best_epoch, tuple(history), tuple(losses))
 
 
 def _check(

@@ -65,6 +65,11 @@ class MatchingModel(nn.Module, PyTorchModelHubMixin):
     def cacheable(self) -> bool:
         return False
 
+    @property
+    def bounded(self) -> bool:
+        """Whether scores lie in [-1, 1]: `train_ranker` then spreads them before the objective sees them."""
+        return False
+
     def features(
         self,
         query_ids: Int[Tensor, "batch query"],

@@ -71,6 +71,10 @@ class DRMM(MatchingModel):
     def cacheable(self) -> bool:
         return True
 
+    @property
+    def bounded(self) -> bool:
+        return True
+
     @torch.no_grad()
     def features(
         self,
@@ -136,6 +140,10 @@ class KNRM(MatchingModel):
     def cacheable(self) -> bool:
         return not self.embedding.weight.requires_grad
 
+    @property
+    def bounded(self) -> bool:
+        return self.squash
+
     def features(
         self,
         query_ids: QueryIds,
@@ -192,6 +200,10 @@ class ConvKNRM(MatchingModel):
         self.log, self.squash, self.widths = log, squash, tuple(widths)
         self.convolutions = nn.ModuleList(nn.Conv1d(dim, channels, width) for width in widths)
         self.layers = nn.Linear(len(widths) ** 2 * kernels, 1)
+
+    @property
+    def bounded(self) -> bool:
+        return self.squash
 
     def _ngrams(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
         """(batch, length, channels) of each width; the n-gram at the last words runs into padding."""
@@ -258,8 +270,10 @@ class MatchPyramid(MatchingModel):
             exact = identical(query_ids, doc_ids, query_mask, doc_mask)
             query, doc = self.embed(query_ids, query_mask), self.embed(doc_ids, doc_mask)
             matches = match_matrix(query, doc, query_mask, doc_mask, self.kind, exact=exact)
-        image = F.relu(self.convolution(matches[:, None].to(self.convolution.weight.dtype)))
+        image = self.convolution(matches[:, None].to(self.convolution.weight.dtype))
+        image = F.relu(image) if self.pool == "mean" else image
         pooled = dynamic_pool(image, query_mask.sum(dim=1), doc_mask.sum(dim=1), self.grid, mode=self.pool)
+        pooled = F.relu(pooled)  # after the maximum the same as before it, and on fewer entries
         return self.layers(pooled.flatten(1)).squeeze(1)
 
 

@@ -148,21 +148,30 @@ def match_histogram(
     return torch.log1p(counts) if mode == "log" else counts
 
 
-def _cells(
-    x: Float[Tensor, "batch entries *rest"], lengths: Int[Tensor, " batch"], cells: int, fill: float
-) -> tuple[Float[Tensor, "batch cells width *rest"], Int[Tensor, "batch cells"]]:
-    """The entries of each cell, `fill` after its own, and how many are its own."""
-    batch, entries = x.shape[:2]
-    grid = torch.arange(cells, device=x.device)
+def _cells(lengths: Int[Tensor, " batch"], entries: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which entries each cell takes, (batch, cells, width), which of these are its own, and how many (batch, cells).
+
+    Places after a cell's own repeat its last entry.
+    """
+    grid = torch.arange(cells, device=lengths.device)
     start = grid * lengths[:, None] // cells
     end = -(-(grid + 1) * lengths[:, None] // cells)  # rounded up
-    index = start[:, :, None] + torch.arange(-(-entries // cells) + 1, device=x.device)
-    index = torch.where(index < end[:, :, None], index, entries)
-    index = index + torch.arange(batch, device=x.device)[:, None, None] * (entries + 1)
-    filled = torch.cat([x, x.new_full((batch, 1, *x.shape[2:]), fill)], dim=1)
+    index = start[:, :, None] + torch.arange(-(-entries // cells) + 1, device=lengths.device)
+    own = index < end[:, :, None]
+    return torch.where(own, index, (end[:, :, None] - 1).clamp_min(0)), own, end - start
+
+
+def _pool_rows(x: Tensor, lengths: Tensor, cells: int, mode: str) -> Tensor:
+    """(batch, channels, rows, columns) to (batch, channels, cells, columns)."""
+    batch, channels, rows, columns = x.shape
+    index, own, counts = _cells(lengths, rows, cells)
+    offsets = torch.arange(batch * channels, device=x.device).view(batch, channels, 1, 1) * rows
     # Whole rows of a matrix: several times as fast as gather along a dimension, above all backwards.
-    taken = filled.flatten(0, 1).flatten(1).index_select(0, index.flatten())
-    return taken.view(*index.shape, *x.shape[2:]), end - start
+    taken = x.reshape(-1, columns).index_select(0, (offsets + index[:, None]).flatten())
+    taken = taken.view(batch, channels, *index.shape[1:], columns)
+    if mode == "max":  # an entry taken twice is no matter
+        return taken.amax(dim=3).masked_fill((counts == 0)[:, None, :, None], 0.0)
+    return (taken * own[:, None, :, :, None]).sum(dim=3) / counts.clamp_min(1)[:, None, :, None]
 
 
 def dynamic_pool(
@@ -189,12 +198,5 @@ def dynamic_pool(
     """
     if mode not in ("max", "mean") or min(size) < 1:
         raise ValueError(f"mode must be 'max' or 'mean' and size positive, got {mode!r} and {size}")
-    for dim, lengths, cells in ((2, row_counts, size[0]), (3, column_counts, size[1])):
-        taken, widths = _cells(x.movedim(dim, 1), lengths, cells, -torch.inf if mode == "max" else 0.0)
-        if mode == "max":
-            pooled = taken.max(dim=2).values
-            pooled = pooled.masked_fill(pooled == -torch.inf, 0.0)
-        else:
-            pooled = taken.sum(dim=2) / widths.clamp_min(1)[:, :, None, None]
-        x = pooled.movedim(1, dim)
-    return x
+    x = _pool_rows(x, row_counts, size[0], mode)
+    return _pool_rows(x.transpose(2, 3), column_counts, size[1], mode).transpose(2, 3)

@@ -92,6 +92,10 @@ class _Towers(_Representation):
     ) -> Float[Tensor, "batch out"]:
         raise NotImplementedError
 
+    @property
+    def bounded(self) -> bool:
+        return self.gamma <= 1
+
     def encode(self, ids: Tensor, mask: Tensor, *, query: bool) -> Tensor:
         return unit(self.represent(ids, mask))
 

@@ -43,9 +43,16 @@ def cached_features(
     return tuple(kept)
 
 
-def _chunks(rows: Tensor, candidates: Candidates, batch_pairs: int) -> list[tuple[Tensor, Tensor]]:
-    """(rows, columns) of the candidates of these queries, so many at a time."""
+def _chunks(
+    rows: Tensor, candidates: Candidates, batch_pairs: int, *, by_length: bool = False
+) -> list[tuple[Tensor, Tensor]]:
+    """(rows, columns) of the candidates of these queries, so many at a time; texts of like length together if asked."""
     places = candidates.mask[rows].nonzero()
+    if by_length:
+        chosen = rows[places[:, 0]]
+        docs = candidates.texts.doc_mask.sum(dim=1)[candidates.docs[chosen, places[:, 1]]]
+        order = docs // 32 * (candidates.query_mask.shape[1] + 1) + candidates.query_mask.sum(dim=1)[chosen]
+        places = places[order.argsort(stable=True)]
     return [(rows[part[:, 0]], part[:, 1]) for part in places.split(batch_pairs) if len(part)]
 
 
@@ -94,7 +101,7 @@ def score_candidates(
     scores = torch.full((len(rows), candidates.docs.shape[1]), -torch.inf, device=rows.device)
     separable = model.focus == "representation" and features is None
     vectors = _encoded(model, candidates, rows, batch_pairs) if separable else None
-    for chosen, columns in _chunks(rows, candidates, batch_pairs):
+    for chosen, columns in _chunks(rows, candidates, batch_pairs, by_length=vectors is None and features is None):
         if vectors is None:
             found = _score(model, candidates, chosen, columns, features)
         else:
@@ -130,6 +137,7 @@ def train_ranker(
     *,
     judgements: Judgements | None = None,
     objective: str | nn.Module = "pairwise",
+    scale: float | None = None,
     lr: float = 1e-3,
     steps: int = 400,
     batch: int = 32,
@@ -149,6 +157,10 @@ def train_ranker(
         train, val: their queries; without `val` the last state is kept.
         judgements: of the validation queries, all of them: relevant documents that are no candidates count as missed.
         objective: name in `OBJECTIVES`, or a module f(scores, labels), whose parameters are trained as well.
+        scale: of the scores in the objective, which changes no order; None: 10, DSSM's gamma, for a model whose scores
+            are `bounded`, and 1 for others. Between scores in [-1, 1] hardly a pair ever has the hinge's margin of 1:
+            at scale 1 the loss is linear, easy pairs count like hard ones, and what is learnt is the largest mean
+            difference, DRMM's tanh at its ends and its frequencies lost.
         lr, steps, batch: of Adam; groups in a batch.
         negatives: in a group.
         checks: how often validation looks, evenly over the steps.
@@ -166,6 +178,9 @@ def train_ranker(
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
     if steps < 1 or batch < 1 or checks < 1 or lr <= 0:
         raise ValueError(f"steps, batch, checks and lr must be positive, got {steps}, {batch}, {checks}, {lr}")
+    if scale is not None and not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    factor = (10.0 if model.bounded else 1.0) if scale is None else scale
     if val is not None and judgements is None:
         raise ValueError("validation needs judgements")
     sampler = GroupSampler(candidates, train, negatives=negatives, generator=generator)
@@ -181,7 +196,7 @@ def train_ranker(
         rows, columns = (x.to(candidates.docs.device) for x in sampler.draw(batch))
         flat_rows = rows[:, None].expand_as(columns).reshape(-1)
         scores = _score(model, candidates, flat_rows, columns.reshape(-1), features).view(columns.shape)
-        loss = loss_of(scores, candidates.labels[rows[:, None], columns])
+        loss = loss_of(factor * scores, candidates.labels[rows[:, None], columns])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from etude.ranking.din import auc, gauc, grouped_auc, rela_impr
+from etude.nn.auc import auc, gauc, grouped_auc, rela_impr
 
 roc_auc_score = pytest.importorskip("sklearn.metrics").roc_auc_score
 
