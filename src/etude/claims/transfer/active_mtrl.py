@@ -295,8 +295,8 @@ def _conditions(data: ImageData, names: tuple[str, ...], pool: int) -> tuple[Ten
         "Images of 14 x 14 pixels, rank 20 with a ridge, 40 target samples, 6,000 source samples of which 30 of each "
         "source are the exploration. Accuracy is of 400 held-out rows of each target, mean over targets. The Lasso's "
         "point on its path is the last with at most 5, 10 or 20 sources, chosen on tuning seeds. At `full` an encoder "
-        "with two convolutions is learned. Targets and images are drawn by seed from one set of images. `medium` is `small` on "
-        "40 seeds, ten minutes."
+        "with two convolutions is learned. Targets and images are drawn by seed from one set of images. `medium` is "
+        "`small` on 40 seeds, ten minutes."
     ),
 )  # fmt: skip
 def corrupted_digits(trial: Trial, data: ImageData) -> dict[str, float]:
