@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from etude.data import graphs, tables, user
-from etude.data.kinds import Examples, GraphData, ImageData, SignalData, TableData
+from etude.data.kinds import Examples, FieldData, GraphData, ImageData, SignalData, TableData
 
 
 def photos(folder, sizes=((8, 8),), classes=("cat", "dog"), each=6):
@@ -66,6 +66,36 @@ def test_recordings(tmp_path):
     data = user.load(tmp_path, window=16, sample_rate=1e6)
     assert isinstance(data, SignalData)
     assert data.num_samples == 16
+
+
+@pytest.mark.parametrize("name", ["world.nc", "world.zarr"])
+def test_fields_on_the_globe(tmp_path, name):
+    xr = pytest.importorskip("xarray")
+    times = np.datetime64("2020-01-01", "ns") + np.arange(40) * np.timedelta64(6, "h")
+    axes = {
+        "time": times,
+        "latitude": ("latitude", np.linspace(75, -75, 6), {"units": "degrees_north"}),
+        "longitude": ("longitude", np.arange(8) * 45.0, {"units": "degrees_east"}),
+    }
+    values = np.random.default_rng(0).normal(size=(40, 6, 8)).astype(np.float32)
+    world = xr.Dataset({"t2m": (("time", "latitude", "longitude"), values, {"units": "K"})}, axes)
+    if name.endswith("nc"):
+        world.to_netcdf(tmp_path / name)
+    else:
+        world.to_zarr(tmp_path / name, zarr_format=2)
+    data = user.load(tmp_path / name)
+    assert isinstance(data, FieldData)
+    assert sum(user.rows(data)) == 40
+    before = user.digest(tmp_path / name)
+    assert user.digest(tmp_path / name) == before
+    if name.endswith("zarr"):
+        hidden = next(tmp_path.joinpath(name).rglob("*.json"), None) or next(tmp_path.joinpath(name).rglob(".z*"))
+        hidden.write_text(hidden.read_text() + " ")
+        assert user.digest(tmp_path / name) != before
+    with pytest.raises(ValueError, match="fields on the globe, which take no target"):
+        user.load(tmp_path / name, target="t2m")
+    with pytest.raises(TypeError, match=r"pass the path of the \.nc or \.zarr"):
+        user.keep(data, tmp_path / "kept")
 
 
 def test_a_graph_of_two_tables(tmp_path):

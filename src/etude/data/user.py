@@ -10,6 +10,7 @@
     `.csv`, `.tsv`, `.parquet` and the name of a column   TableData
     a folder with `nodes.csv` and `edges.csv`             GraphData
     a folder with one sub-folder of IQ recordings a class SignalData
+    `.nc` or `.zarr`, fields on the globe over time       FieldData
 
 Nothing that is read is executed: no pickles, no code.
 """
@@ -25,12 +26,14 @@ from typing import Any
 import torch
 
 from etude.data.kinds import Examples, GraphData, ImageData, SignalData, TableData
+from etude.data.kinds_fields import FieldData
 
 __all__ = ["UserData", "digest", "keep", "load", "load_rows_as_images", "rows"]
 
-UserData = ImageData | TableData | GraphData | SignalData
+UserData = ImageData | TableData | GraphData | SignalData | FieldData
 
 _TABLES = (".csv", ".tsv", ".parquet")
+_FIELDS = (".nc", ".zarr")
 _IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _RECORDINGS = {".npy", ".sigmf-meta", ".iq", ".cfile", ".bin", ".dat", ".raw"}
 _LARGEST_SIDE = 64
@@ -85,6 +88,10 @@ def load(
         from etude.data import signals
 
         return signals.iq_folder(place, 1024 if window is None else window, sample_rate=sample_rate)
+    if kind == "fields":
+        from etude.data import fields as fields_on_the_globe
+
+        return fields_on_the_globe.load(place)
     from etude.data import images
 
     if kind == "npz":
@@ -94,21 +101,23 @@ def load(
 
 _OPTIONS = {
     "kept": (), "npz": (), "table": ("target", "task"), "graph": ("target",), "images": ("size",),
-    "recordings": ("window", "sample_rate"),
+    "recordings": ("window", "sample_rate"), "fields": (),
 }  # fmt: skip
 _WORDS = {
     "kept": "kept data", "npz": "images in an archive", "table": "a table", "graph": "a graph",
-    "images": "images", "recordings": "recordings",
+    "images": "images", "recordings": "recordings", "fields": "fields on the globe",
 }  # fmt: skip
 
 
 def _kind(place: Path) -> str:
+    if place.suffix.lower() in _FIELDS:
+        return "fields"
     if place.is_file():
         if place.suffix.lower() in _TABLES:
             return "table"
         if place.suffix.lower() == ".npz":
             return "npz"
-        raise ValueError(f"a file of data ends in .npz, {', '.join(_TABLES)}; got {place.name}")
+        raise ValueError(f"a file of data ends in .npz, {', '.join((*_TABLES, *_FIELDS))}; got {place.name}")
     if (place / _KEPT).is_file():
         return "kept"
     if (place / "edges.csv").is_file() and (place / "nodes.csv").is_file():
@@ -125,9 +134,10 @@ def _kind(place: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files under a folder, in a fixed order; hidden ones are passed over."""
+    """Files under a folder, in a fixed order; hidden ones are passed over, but for the metadata of a Zarr store."""
+    every = folder.suffix.lower() == ".zarr"
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
+        if file.is_file() and (every or not any(part.startswith(".") for part in file.relative_to(folder).parts)):
             yield file
 
 
@@ -168,7 +178,7 @@ def digest(path: str | os.PathLike, **options: Any) -> str:
 
 
 def rows(data: UserData) -> tuple[int, int, int]:
-    """How many examples (nodes of a graph) train, validation and test have."""
+    """How many examples (nodes of a graph, frames of fields) train, validation and test have."""
     if isinstance(data, GraphData):
         return int(data.train_mask.sum()), int(data.val_mask.sum()), int(data.test_mask.sum())
     train, val, test = (len(split) for split in (data.train, data.val, data.test))  # type: ignore[arg-type]
@@ -185,6 +195,8 @@ def keep(data: UserData, folder: str | os.PathLike) -> Path:
 
     if not isinstance(data, UserData):
         raise TypeError(f"data must be ImageData, TableData, GraphData or SignalData, got {type(data).__name__}")
+    if isinstance(data, FieldData):
+        raise TypeError("fields are not kept: pass the path of the .nc or .zarr that they come from")
     tensors: dict[str, torch.Tensor] = {}
     rest: dict[str, Any] = {}
     for item in fields(data):
