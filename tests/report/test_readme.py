@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from etude.report import readme_in_sync, update_readme, verdict_table
+from etude.report import claims_page, readme_in_sync, update_readme, verdict_table
 from etude.report.readme import BEGIN, END
 
 
@@ -13,26 +13,40 @@ def readme(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_table_has_a_row_for_each_claim(registry: list, evidence: dict, freshness: dict):
+def test_the_table_has_a_row_for_each_paper_with_its_verdicts(registry: list, evidence: dict, freshness: dict):
     lines = verdict_table(registry, evidence, freshness).splitlines()
-    assert len(lines) == 2 + 7
-    assert all(line.count("|") == 8 for line in lines)
-    row = next(line for line in lines if "badly" in line or "bad initialisation" in line)
+    rows = [line for line in lines if line.startswith("| ") and "---" not in line and "What it does" not in line]
+    assert len(rows) == len(registry)
+    assert all(row.count("|") == 6 for row in rows)
+    row = next(row for row in rows if "#gradient_noise" in row)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == "2015"
-    assert cells[3] == "✓ holds"
-    assert cells[4].startswith("+0.8")
-    assert cells[4].endswith("(1 of 2)")
-    assert cells[5] == "6"
-    assert any("✗ fails (stale)" in line for line in lines)
-    assert any("– not run | – | – | – |" in line for line in lines)
+    assert cells[3].startswith("[✓ ")
+    assert "docs/verdicts.md#gradient_noise" in cells[3]
+    assert any(line == "### Training" for line in lines)
+
+
+def test_the_page_has_a_row_for_each_claim(registry: list, evidence: dict, freshness: dict):
+    lines = claims_page(registry, evidence, freshness).splitlines()
+    rows = [line for line in lines if line.startswith("| ") and "---" not in line and "| Verdict |" not in line]
+    assert len(rows) == 7
+    assert all(row.count("|") == 6 for row in rows)
+    row = next(line for line in rows if "badly" in line or "bad initialisation" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == "✓ holds"
+    assert cells[2].startswith("+0.8")
+    assert cells[2].endswith("(1 of 2)")
+    assert cells[3] == "6"
+    assert any("✗ fails (stale)" in line for line in rows)
+    assert any("– not run | – | – | –" in line for line in rows)
+    assert '<a id="gradient_noise"></a>' in lines
 
 
 def test_the_deciding_contrast_is_the_one_with_the_verdict(registry: list, evidence: dict, freshness: dict):
     record = evidence["gradient_noise"]["claims"]["gradient_noise/poor_initialisation"]
     record["status"] = record["contrasts"][1]["status"] = "fails"
     record["contrasts"][1].update(effect=-0.5, low=-0.6, high=-0.4)
-    assert "-0.50 [-0.60, -0.40] (1 of 2)" in verdict_table(registry, evidence, freshness)
+    assert "-0.50 [-0.60, -0.40] (1 of 2)" in claims_page(registry, evidence, freshness)
 
 
 def test_a_round_trip_through_the_readme(readme: Path, registry: list, evidence: dict, freshness: dict):
@@ -65,7 +79,12 @@ def test_missing_or_muddled_markers_are_refused(readme: Path, text: str):
 
 def test_hostile_text_cannot_leave_its_cell(registry: list):
     registry[0]["claims"][0]["says"] = f"a | b\n{END} <script> [x](javascript:y) `c` *d*"
-    line = next(line for line in verdict_table(registry, {}, {}).splitlines() if "javascript" in line)
+    registry[0]["summary"] = registry[0]["claims"][0]["says"]
+    for text in (claims_page(registry, {}, {}), verdict_table(registry, {}, {})):
+        _harmless(next(line for line in text.splitlines() if "javascript" in line))
+
+
+def _harmless(line: str):
     assert END not in line
     assert "<script>" not in line
     assert r"a \| b" in line

@@ -37,15 +37,24 @@ def site(output: Path) -> str:
 
 
 def readme(path: Path, *, check: bool) -> str:
-    """Writes the verdict table between the README's markers, or says whether it is in step (exit status 1 if not)."""
-    from etude.report import readme_in_sync, update_readme, verdict_table
+    """Writes the verdict table between the README's markers and the page of all claims beside it, or says whether they
+    are in step (exit status 1 if not)."""
+    from etude.report import claims_page, readme_in_sync, update_readme, verdict_table
+    from etude.report.files import replace_file
+    from etude.report.readme import CLAIMS
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
-    table = verdict_table(*_material())
+    material = _material()
+    table, page, beside = verdict_table(*material), claims_page(*material), path.parent / CLAIMS
+    same = beside.is_file() and beside.read_text(encoding="utf-8") == page
     if check:
-        if not readme_in_sync(path, table):
-            typer.echo(f"the verdict table of {path} is out of step: run `etude report --readme {path}`", err=True)
+        if not (readme_in_sync(path, table) and same):
+            typer.echo(f"the verdicts of {path} are out of step: run `etude report --readme {path}`", err=True)
             raise typer.Exit(1)
-        return f"the verdict table of {path} is in step"
-    return f"{path}: {'updated' if update_readme(path, table) else 'was in step'}"
+        return f"the verdicts of {path} and {beside} are in step"
+    changed = update_readme(path, table)
+    if not same:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(beside, page.encode())
+    return f"{path} and {beside}: {'were in step' if same and not changed else 'updated'}"

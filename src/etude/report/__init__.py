@@ -16,7 +16,7 @@ from etude.report.formatting import (
     format_status,
     format_value,
 )
-from etude.report.readme import readme_in_sync, update_readme, verdict_table
+from etude.report.readme import claims_page, readme_in_sync, update_readme, verdict_table
 from etude.report.site import Renderer, build_site
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Renderer",
     "build_site",
     "catalogue",
+    "claims_page",
     "format_effect",
     "format_interval",
     "format_mean",
