@@ -6,6 +6,7 @@ Jin et al., "Self-supervised Learning on Graphs: Deep Insights and New Direction
 import copy
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,7 +34,7 @@ def linear(in_dim: int, out_dim: int, generator: torch.Generator | None) -> nn.L
     return layer
 
 
-class PretextTask(nn.Module):
+class PretextTask(nn.Module, ABC):
     """A task on the hidden layer of an encoder whose targets come from the graph.
 
         task = PairwiseDistance(hidden_dim=128)
@@ -113,13 +114,13 @@ class PretextTask(nn.Module):
             )
         return self.pretext_loss(embeddings, epoch, generator or torch.default_generator)
 
+    @abstractmethod
     def build(self, data: Any, train_idx: Tensor, generator: torch.Generator) -> int:
         """Makes the targets, keeps them with `keep`, and returns the width of the head."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pretext_loss(self, embeddings: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
         """The loss; shapes have been checked."""
-        raise NotImplementedError
 
     def output(self, embeddings: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows out"]:
         """The head's output."""

@@ -1,5 +1,6 @@
 """What every ranking model is: two padded texts in, one score out."""
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from etude.ranking.neural_ranking.text import PAD
 __all__ = ["MatchingModel"]
 
 
-class MatchingModel(nn.Module, PyTorchModelHubMixin):
+class MatchingModel(nn.Module, PyTorchModelHubMixin, ABC):
     """f(s, t) = g(psi(s), phi(t), eta(s, t)), Eq. (1) of the survey, with one signature for all models.
 
     The score is `head(*features(...))`. Where the features hold nothing that is trained (`cacheable`), they can be
@@ -94,9 +95,9 @@ class MatchingModel(nn.Module, PyTorchModelHubMixin):
         """The score of two such vectors."""
         raise TypeError(f"{type(self).__name__} is {self.focus}-focused: a text by itself has no vector")
 
+    @abstractmethod
     def head(self, *features: Any, **named: Any) -> Float[Tensor, " batch"]:
         """The score, from what `features` gives."""
-        raise NotImplementedError
 
     def forward(
         self,

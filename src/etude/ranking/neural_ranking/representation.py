@@ -7,6 +7,7 @@ ARC-I   Hu et al., "Convolutional Neural Network Architectures for Matching Natu
         NeurIPS 2014, arXiv:1503.03244
 """
 
+from abc import abstractmethod
 from itertools import pairwise
 from typing import Literal
 
@@ -87,10 +88,11 @@ class _Towers(_Representation):
         self.trigrams.table.copy_(table)
         return self
 
+    @abstractmethod
     def represent(
         self, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]
     ) -> Float[Tensor, "batch out"]:
-        raise NotImplementedError
+        """The vector of each text."""
 
     @property
     def bounded(self) -> bool:

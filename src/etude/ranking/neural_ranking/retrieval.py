@@ -19,6 +19,7 @@ RM3 (Lavrenko & Croft, 2001; Abdul-Jaleel et al., 2004) adds to the query the wo
 found first, weighted by those documents' shares of the score, and keeps a share lambda of the query itself.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,7 +43,7 @@ def _bm25s() -> Any:
     return bm25s
 
 
-class _Retriever:
+class _Retriever(ABC):
     """An index of documents that scores all of them for a query."""
 
     tokenizer: Callable[[str], list[str]]
@@ -72,8 +73,9 @@ class _Retriever:
         self._index(ids)
         return self
 
+    @abstractmethod
     def _index(self, ids: list[list[int]]) -> None:
-        raise NotImplementedError
+        """Makes what `token_scores` needs of the documents' tokens."""
 
     def _known(self, query: str) -> list[int]:
         return [token for token in self.vocabulary_.ids(self.tokenizer(query)) if token != OOV]
@@ -82,8 +84,9 @@ class _Retriever:
         """(N,) score of every document, float64; zeros if no token of the query is known."""
         return self.token_scores(self._known(query))
 
+    @abstractmethod
     def token_scores(self, tokens: list[int]) -> np.ndarray:
-        raise NotImplementedError
+        """(N,) score of every document, float64, for these tokens."""
 
     def weighted_scores(self, weights: Mapping[int, float]) -> np.ndarray:
         """(N,) sum over tokens of weight times what the token alone scores."""
