@@ -1,7 +1,7 @@
 """Gene-expression tables of tumours and tissues: few samples, thousands of genes.
 
-from etude.data import expression
-data = expression.microarray("alon", split=3)
+    from etude.data import expression
+    data = expression.microarray("alon", split=3)
 
 They lie in the folder that `etude data fetch microarray` downloads: R objects of the package datamicroarray, each a
 matrix samples x genes and a factor of classes. They are read by the Python package rdata; nothing in them is executed.

@@ -1,8 +1,10 @@
 """Logs of several types of behaviour, as `MultiTaskData`: MovieLens, and a user's own Parquet or CSV log.
 
-from etude.data import multitask
-data = multitask.movielens()                                          # ml-latest-small
-data = multitask.behaviour_log("log.csv", user="user", item="item", time="time", behaviour="behaviour")
+    from etude.data import multitask
+    data = multitask.movielens()                                          # ml-latest-small
+    data = multitask.behaviour_log("log.csv", user="user", item="item", time="time", behaviour="behaviour")
+
+A row of `MultiTaskRows` is a target shown to a user after a history, with one label a task; NaN where it is not known.
 """
 
 import os

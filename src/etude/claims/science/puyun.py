@@ -56,10 +56,9 @@ print(model.fit(fields.part(slice(0, 36))).score(fields.part(slice(36, 48)), ste
         "The small world is a barotropic sphere of our own, stirred at random and predictable for about three days; "
         "past five days every network here is worse than the climatology, so look at the anomaly correlation, which "
         "stands beside every error: a lower error at ten days can be mere damping, and one damping factor a lead "
-        "does better there than a second model (`short_damped`). The published training recipe, "
-        "width and fusion are not known; ours are of the family of FuXi and GraphCast. Your own fields: "
-        "`etude.data.fields.load` and `Forecaster`. `full` reads a WeatherBench2 Zarr store chunk by chunk from "
-        "`weatherbench2.zarr` in the data home."
+        "does better there than a second model (`short_damped`). The published recipe, width and fusion are not known; "
+        "ours are of the family of FuXi and GraphCast. Your own fields: `etude.data.fields.load` and `Forecaster`. "
+        "`full` reads a WeatherBench2 Zarr store chunk by chunk from `weatherbench2.zarr` in the data home."
     ),
     code="https://github.com/Yu-Kai-dev/ai-models-puyun",
     extra="science",

@@ -16,6 +16,7 @@ the network on the concatenated tokens, and one that like attention is a mean ov
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +44,7 @@ _STRIP = 256
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "exp": torch.exp}
 
 
-class RandomFeatures(nn.Module):
+class RandomFeatures(nn.Module, ABC):
     """A linear model in frozen random features: what the layers of this module share.
 
     Subclasses give the features of a range of their `num_units` units; a unit has one value of `unit_dim` numbers for
@@ -69,9 +70,9 @@ class RandomFeatures(nn.Module):
         """Trained numbers an output: M (d + 1) for attention."""
         return self.num_units * self.unit_dim
 
+    @abstractmethod
     def _features(self, query: Tensor, keys: Tensor, key_mask: Tensor | None, units: slice) -> Tensor:
         """phi of the units, (batch, units, unit_dim), unchecked."""
-        raise NotImplementedError
 
     def _check(self, query: Tensor, keys: Tensor, key_mask: Tensor | None) -> None:
         check_tokens(query, keys, key_mask, self.dim)

@@ -16,6 +16,7 @@ close to the Hilbert estimate (Devroye, Gyorfi & Krzyzak, "The Hilbert Kernel Re
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -55,14 +56,14 @@ _SAME = 1e-12
 """Chord distance up to which two points count as one."""
 
 
-class _Voting(ClassifierMixin, BaseEstimator):
+class _Voting(ClassifierMixin, BaseEstimator, ABC):
     """Classes from scores, computed block by block; what both classifiers share."""
 
     ties: str
 
+    @abstractmethod
     def _scores(self, rows: Tensor) -> Tensor:
         """(rows, classes), or (rows, 1) for two classes."""
-        raise NotImplementedError
 
     def _set_classes(self, y: np.ndarray) -> Tensor:
         """Classes, and one column of +-1 for each, or one column alone for two classes."""

@@ -8,6 +8,7 @@ with u_t = softmax(block_t(x, z_{t-1})) W, and the head on z_T is trained by cro
 layers is the neural ODE dz/dt = u(z, x, t) - z from t = 0 to 1 with one block that takes the time.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -23,7 +24,7 @@ from etude.training.noprop.schedule import normal
 __all__ = ["BackpropChain", "BackpropODE"]
 
 
-class _EndToEnd(nn.Module):
+class _EndToEnd(nn.Module, ABC):
     """A stack of layers over z that starts from noise and ends in a head."""
 
     def __init__(self, embedding: LabelEmbedding, head: nn.Module | None):
@@ -31,11 +32,11 @@ class _EndToEnd(nn.Module):
         self.embedding = embedding
         self.head = nn.Linear(embedding.dim, embedding.num_classes) if head is None else head
 
+    @abstractmethod
     def forward(
         self, x: Float[Tensor, "batch channels height width"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch classes"]:
         """Logits; z_0 is drawn anew at every pass, at test time too."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def predict_proba(

@@ -12,6 +12,7 @@ By flow matching (FM) it learns the velocity from noise z_0 ~ N(0, I) to z_1 = u
 and, where W is learned, E[-log p(y | z_t + (1 - t) v)] besides, without which the embeddings would collapse.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ __all__ = ["NoPropCT", "NoPropFM", "timed_logits"]
 _STEPS = 1000
 
 
-class _OneBlock(nn.Module):
+class _OneBlock(nn.Module, ABC):
     """What the two continuous variants share."""
 
     num_blocks = 1
@@ -46,13 +47,14 @@ class _OneBlock(nn.Module):
             raise ValueError(f"there is one block, t must be 1, got {t}")
         return list(self.block.parameters())
 
+    @abstractmethod
     def predict_proba(
         self,
         x: Float[Tensor, "batch channels height width"],
         num_steps: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch classes"]:
-        raise NotImplementedError
+        """Class probabilities, in evaluation mode."""
 
     def predict(
         self,
