@@ -200,7 +200,8 @@ _DT_SMALL = {
     tune={"lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]},
     tune_by="val_accuracy",
     tune_seeds=1,
-    seeds={"smoke": 1, "small": 5, "full": 3},
+    seeds={"smoke": 1, "small": range(10, 20), "full": 3},
+    version=2,
     worst={"accuracy": 0.0},
     timeout=1800,
     reported=(
@@ -221,7 +222,9 @@ _DT_SMALL = {
         "epochs, the others 30; `accuracy_equal_epochs` is its accuracy after 30. `trained` is 1 above 0.95, so its "
         "mean is the fraction of seeds that trained; `inference_sd` is the scatter over the five runs of inference. "
         "lr is chosen on 200 validation images by every arm from one grid, where the paper fixes 1e-3: 30 epochs of "
-        "7 batches need larger steps. At `full` all arms have 150 epochs, the paper 100 on MNIST."
+        "7 batches need larger steps. At `full` all arms have 150 epochs, the paper 100 on MNIST. Version 1 had five "
+        "seeds, too few: it held on one processor and was undecided on another, where rounding alone chose another rate "
+        "for `single_block` (-0.007 [-0.018, 0.004]). With ten, training apart costs 0.8 points, within the margin."
     ),
     helps=not_worse("noprop_dt", than="backprop", metric="accuracy", margin=0.015),
 )  # fmt: skip
@@ -462,7 +465,8 @@ _CONTINUOUS = {
         "each holds its best rate inside. Most of the loss of `ct` lies where little noise is left, and one "
         "optimizer serves all noise levels, where NoProp-DT has one for each: presumably that is why it learns more "
         "slowly. A plain block learns the same digits to 0.99 in far fewer updates (`single_block` of "
-        "`dt_matches_backprop`), and in the paper, too, both variants stay below backpropagation."
+        "`dt_matches_backprop`), and in the paper, too, both variants stay below backpropagation. `ct` is at the edge "
+        "of what trains: with the same seeds its mean was 0.939 on one processor and 0.899 on another, by rounding."
     ),
 )  # fmt: skip
 def continuous_variants_train(trial: Trial, data: ImageData) -> dict[str, float]:
