@@ -9,6 +9,7 @@ import torch
 from etude.data.kinds import Examples
 from etude.transfer.lifelong import (
     EWC,
+    FREE,
     BackwardTransfer,
     Compose,
     ConfusionReduction,
@@ -298,6 +299,24 @@ def test_pruning_costs_no_more_accuracy_than_the_budget_and_feeds_the_pool():
     loss = full.accuracy(1, *task.train[:]) - pruned.accuracy(1, *task.train[:])
     assert loss <= 0.05 + 1e-12
     assert learn_stream([task], NonForgetting() + Prune(1.0), net=net(), steps=1).net.num_free() == 4
+
+
+def test_pruned_units_of_ewc_stay_away_and_start_anew():
+    tasks = stream(3, n=60)
+    learner = LifelongLearner(net(pool=12, layers=1), EWC(6.0) + Prune(0.05), steps=40, lr=0.02)
+    learner.learn(1, *tasks[0].train[:])
+    freed = learner.net.unit_owner(-1) == FREE
+    assert 0 < freed.sum() < 12
+    learner.learn(2, *tasks[1].train[:])
+    assert not learner.net.head.weight[:, freed].any()
+    assert learner.net.head.weight[2:, ~freed].any()
+    redrawn = torch.nonzero(freed).squeeze(1)
+    learner.net.recruit(3, len(redrawn), num_outputs=2)
+    learner.consolidation.refresh(learner.net.owners())
+    weight = learner.net.layers[0].weight
+    assert torch.equal(learner.consolidation.targets()["layers.0.weight"][redrawn], weight[redrawn])
+    assert not learner.consolidation.strength("layers.0.weight")[redrawn].any()
+    assert learner.consolidation.strength("layers.0.weight")[~freed].any()
 
 
 def test_ewc_holds_what_matters_by_its_fisher_information():

@@ -223,8 +223,8 @@ _DT_SMALL = {
         "mean is the fraction of seeds that trained; `inference_sd` is the scatter over the five runs of inference. "
         "lr is chosen on 200 validation images by every arm from one grid, where the paper fixes 1e-3: 30 epochs of "
         "7 batches need larger steps. At `full` all arms have 150 epochs, the paper 100 on MNIST. Version 1 had five "
-        "seeds, too few: it held on one processor and was undecided on another, where rounding alone chose another rate "
-        "for `single_block` (-0.007 [-0.018, 0.004]). With ten, training apart costs 0.8 points, within the margin."
+        "seeds, too few: it held on one processor and was undecided on another, where rounding alone chose another "
+        "rate for `single_block`. With ten, training apart costs 0.8 points, within the margin."
     ),
     helps=not_worse("noprop_dt", than="backprop", metric="accuracy", margin=0.015),
 )  # fmt: skip

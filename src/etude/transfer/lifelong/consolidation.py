@@ -90,7 +90,8 @@ class Consolidation:
         """Takes over the module's present parameters and new owners; what was known of old entries is kept.
 
         Call it when units have changed hands or layers have grown (new rows and columns at the end). Groups that were
-        not there before are free, entries that were not there before have their present value as target.
+        not there before are free. Entries that were not there before, or whose unit now has another owner, have their
+        present value as target and no importance yet.
         """
         weights = dict(self.module.named_parameters())
         given = dict(owners or {})
@@ -102,20 +103,32 @@ class Consolidation:
                 given[name] = Owners("G", torch.ones(weight.shape[:1], dtype=torch.int64))
             elif not given[name].fits(weight.shape):
                 raise ValueError(f"the owners of {name} do not fit its shape {tuple(weight.shape)}")
-        self._weights, self._owners = weights, given
+        moved = {name: self._moved(name, weight, given[name]) for name, weight in weights.items()}
+        self._weights, self._owners = weights, {name: its.clone() for name, its in given.items()}
         highest = max((int(end.max()) for o in given.values() for end in o.index() if end.numel()), default=1)
         self.num_tasks = max(self.num_tasks, highest)
         size = self.num_tasks + 1
         for name, weight in weights.items():
-            self._targets[name] = _grown(self._targets.get(name), weight.detach())
+            known = _grown(self._targets.get(name), weight.detach())
+            self._targets[name] = torch.where(moved[name], weight.detach(), known)
             if name in self._importance:
-                self._importance[name] = _grown(self._importance[name], torch.zeros_like(weight))
+                known = _grown(self._importance[name], torch.zeros_like(weight))
+                self._importance[name] = known.masked_fill(moved[name], 0.0)
             self._b[name] = _grown(self._b.get(name), torch.zeros(size, size, dtype=torch.float64))
             self._open[name] = _grown(self._open.get(name), torch.ones(size, size, dtype=torch.bool))
         for kept in (self._targets, self._importance, self._b, self._open):
             for name in set(kept) - set(weights):
                 del kept[name]
         self._holds = None
+
+    def _moved(self, name: str, weight: Tensor, owners: Owners) -> Tensor:
+        """Entries of a parameter whose ends do not belong to whom they belonged before; not those that are new."""
+        moved = torch.zeros_like(weight, dtype=torch.bool)
+        if name in self._owners:
+            for past, present in zip(self._owners[name].index(), owners.index()):
+                here = _spread(present, weight)
+                moved |= _grown(_spread(past, self._targets[name]), here) != here
+        return moved
 
     def set(self, selector: str, b: float | int | str, *, new: int | None = None) -> None:
         """Sets the b of the groups that `selector` names.

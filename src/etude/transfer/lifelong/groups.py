@@ -63,6 +63,10 @@ class Owners:
         if self.src is not None and (self.src.ndim != 2 or self.src.shape[0] != len(self.dst)):
             raise ValueError(f"src must have shape ({len(self.dst)}, in), got {tuple(self.src.shape)}")
 
+    def clone(self) -> "Owners":
+        """A copy that stays as it is when units change hands."""
+        return Owners(self.kind, self.dst.clone(), None if self.src is None else self.src.clone())
+
     def index(self) -> tuple[Tensor, Tensor]:
         """(source, target) of every entry, to index a table B[source, target]."""
         if self.src is None:
