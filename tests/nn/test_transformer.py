@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from etude.nn.transformer import DropPath, FeedForward, PatchEmbedding, SelfAttention
+from etude.nn.transformer import DropPath, FeedForward, PatchEmbedding, SelfAttention, SwiGLU
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
@@ -60,3 +60,11 @@ def test_feed_forward_is_the_two_layers():
     torch.manual_seed(0)
     layer, x = FeedForward(4, 9, activation=nn.Tanh(), dropout=0.3).eval(), torch.randn(2, 3, 4)
     torch.testing.assert_close(layer(x), layer.fc2(torch.tanh(layer.fc1(x))))
+
+
+def test_swiglu_is_a_gated_product():
+    torch.manual_seed(0)
+    layer, x = SwiGLU(4, 9), torch.randn(2, 3, 4)
+    gate = x @ layer.gate.weight.T
+    torch.testing.assert_close(layer(x), (gate * gate.sigmoid() * (x @ layer.up.weight.T)) @ layer.down.weight.T)
+    assert sum(p.numel() for p in layer.parameters()) == 3 * 4 * 9

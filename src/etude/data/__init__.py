@@ -4,8 +4,8 @@
     data = images.digits()
 
 `etude.data.kinds` holds one dataclass per kind; `images`, `characters`, `fields`, `graphs`, `signals`, `tables`, `uci`,
-`expression`, `clicks`, `multitask`, `relational`, `ranking` and `knobo` load files, embedded sets and public sets;
-`user` recognises what a user has; `catalogue` says which public sets exist, where they lie and how to get them.
+`expression`, `clicks`, `multitask`, `relational`, `ranking`, `knobo` and `text` load files, embedded sets and public
+sets; `user` recognises what a user has; `catalogue` says which public sets exist, where they are and how to get them.
 Submodules are imported when first used, so that listing the catalogue does not import torch.
 """
 
@@ -31,6 +31,7 @@ __all__ = [
     "relational",
     "signals",
     "tables",
+    "text",
     "uci",
     "user",
 ]
@@ -50,6 +51,7 @@ _SUBMODULES = (
     "relational",
     "signals",
     "tables",
+    "text",
     "uci",
     "user",
 )

@@ -31,6 +31,7 @@ __all__ = [
     "RelationalDatabase",  # noqa: F822
     "SignalData",
     "TableData",
+    "TextData",  # noqa: F822
 ]
 
 _ELSEWHERE = {
@@ -40,8 +41,9 @@ _ELSEWHERE = {
     "MultiTaskData": "etude.data.kinds_multitask",
     "RankingData": "etude.data.kinds_ranking",
     "RelationalDatabase": "etude.data.kinds_relational",
+    "TextData": "etude.data.kinds_text",
 }
-"""Kinds that have modules of their own: drawn characters, logs, fields of weather, collections of texts, databases."""
+"""Kinds with modules of their own: drawn characters, logs, fields of weather, collections of texts, databases, text."""
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["DropPath", "FeedForward", "PatchEmbedding", "SelfAttention"]
+__all__ = ["DropPath", "FeedForward", "PatchEmbedding", "SelfAttention", "SwiGLU"]
 
 
 class DropPath(nn.Module):
@@ -56,6 +56,25 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(x)))))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), on the last dimension (Shazeer, arXiv:2002.05202).
+
+    Args:
+        dim: features of input and output.
+        hidden_dim: features between.
+        bias: whether the three maps have biases.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, bias: bool = False):
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden_dim, bias=bias)
+        self.up = nn.Linear(dim, hidden_dim, bias=bias)
+        self.down = nn.Linear(hidden_dim, dim, bias=bias)
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class SelfAttention(nn.Module):
