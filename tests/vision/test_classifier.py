@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from etude.vision.classifier import ImageClassifier
@@ -68,6 +69,11 @@ def test_other_forms_are_converted_and_other_sizes_refused():
         Linear().fit(images, labels[:-1])
     with pytest.raises(ValueError, match="two classes"):
         Linear().fit(images, ["dark"] * 20)
+
+
+def test_predicting_before_fitting_is_refused():
+    with pytest.raises(NotFittedError):
+        Linear().predict(np.zeros((1, 6, 6), dtype=np.uint8))
 
 
 def test_a_network_must_be_given():

@@ -30,11 +30,19 @@ def test_grey_and_colour_become_each_other():
         to_images(colour, 5)
 
 
-def test_transparency_is_laid_over_black_unless_it_is_wanted():
-    x = torch.rand(1, 4, 2, 2)
-    torch.testing.assert_close(to_images(x), x[:, :3] * x[:, 3:])
-    assert torch.equal(to_images(x, 4), x)
-    torch.testing.assert_close(to_images(x[:, :2], 3), (x[:, :1] * x[:, 1:2]).expand(1, 3, 2, 2))
+def test_transparency_is_laid_over_black():
+    rgba = torch.tensor([[[[200]], [[100]], [[0]], [[51]]]], dtype=torch.uint8)
+    scaled = rgba.float() / 255
+    torch.testing.assert_close(to_images(rgba), scaled[:, :3] * 0.2)
+    torch.testing.assert_close(to_images(rgba, 4), scaled)
+    torch.testing.assert_close(to_images(rgba[:, 2:]), scaled[:, 2:3] * 0.2)
+    torch.testing.assert_close(to_images(scaled, 3), scaled[:, :3] * 0.2)
+    torch.testing.assert_close(to_images(scaled[:, :2], 3), (scaled[:, :1] * scaled[:, 1:2]).expand(1, 3, 1, 1))
+
+
+def test_floats_keep_their_channels():
+    maps = torch.rand(2, 4, 5, 5)
+    assert torch.equal(to_images(maps), maps)
 
 
 def test_what_is_no_image_is_refused():

@@ -3,9 +3,10 @@
     from etude.data import images
     data = images.digits()
 
-`etude.data.kinds` holds one dataclass per kind; `images`, `characters`, `fields`, `graphs`, `signals`, `tables`, `uci`,
-`expression`, `clicks`, `multitask`, `relational`, `ranking`, `knobo` and `text` load files, embedded sets and public
-sets; `user` recognises what a user has; `catalogue` says which public sets exist, where they are and how to get them.
+`etude.data.kinds` holds one dataclass per kind; `images`, `detection`, `faces`, `characters`, `fields`, `graphs`,
+`signals`, `tables`, `uci`, `expression`, `clicks`, `multitask`, `relational`, `ranking`, `knobo` and `text` load files,
+embedded sets and public sets; `user` recognises what a user has; `catalogue` says which public sets exist, where they
+are and how to get them.
 Submodules are imported when first used, so that listing the catalogue does not import torch.
 """
 
@@ -18,7 +19,9 @@ __all__ = [
     "catalogue",
     "characters",
     "clicks",
+    "detection",
     "expression",
+    "faces",
     "fields",
     "graphs",
     "home",
@@ -40,7 +43,9 @@ _SUBMODULES = (
     "catalogue",
     "characters",
     "clicks",
+    "detection",
     "expression",
+    "faces",
     "fields",
     "graphs",
     "images",

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 __all__ = [
     "Characters",  # noqa: F822 (loaded when asked for)
     "ClickData",  # noqa: F822
+    "DetectionData",  # noqa: F822
     "Examples",
     "FieldData",  # noqa: F822
     "GraphData",
@@ -37,13 +38,14 @@ __all__ = [
 _ELSEWHERE = {
     "Characters": "etude.data.kinds_characters",
     "ClickData": "etude.data.kinds_clicks",
+    "DetectionData": "etude.data.kinds_detection",
     "FieldData": "etude.data.kinds_fields",
     "MultiTaskData": "etude.data.kinds_multitask",
     "RankingData": "etude.data.kinds_ranking",
     "RelationalDatabase": "etude.data.kinds_relational",
     "TextData": "etude.data.kinds_text",
 }
-"""Kinds with modules of their own: drawn characters, logs, fields of weather, collections of texts, databases, text."""
+"""Kinds with modules of their own: characters, logs, boxes, weather, collections of texts, databases, text."""
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@
     a folder with `nodes.csv` and `edges.csv`             GraphData
     a folder with one sub-folder of IQ recordings a class SignalData
     `.nc` or `.zarr`, fields on the globe over time       FieldData
+    a folder or `.json` of boxes, COCO's or Pascal VOC's  DetectionData
 
 Nothing that is read is executed: no pickles, no code.
 """
@@ -26,11 +27,12 @@ from typing import Any
 import torch
 
 from etude.data.kinds import Examples, GraphData, ImageData, SignalData, TableData
+from etude.data.kinds_detection import DetectionData
 from etude.data.kinds_fields import FieldData
 
 __all__ = ["UserData", "digest", "keep", "load", "load_rows_as_images", "rows"]
 
-UserData = ImageData | TableData | GraphData | SignalData | FieldData
+UserData = ImageData | TableData | GraphData | SignalData | FieldData | DetectionData
 
 _TABLES = (".csv", ".tsv", ".parquet")
 _FIELDS = (".nc", ".zarr")
@@ -38,6 +40,8 @@ _IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".ti
 _RECORDINGS = {".npy", ".sigmf-meta", ".iq", ".cfile", ".bin", ".dat", ".raw"}
 _LARGEST_SIDE = 64
 _SIDE = 32
+_LONGER_SIDE = 320
+"""Of pictures with boxes."""
 _KEPT = "kept.json"
 
 
@@ -56,7 +60,7 @@ def load(
         target: of a table or of the nodes of a graph, the column to predict.
         task: of a table, "classification" or "regression"; decided by the target if None.
         size: of images, the side to which they are scaled; if None, images larger than 64 pixels or of differing
-            sizes come at 32 x 32.
+            sizes come at 32 x 32. Of pictures with boxes, the longer side; 320 if None.
         window: of recordings, samples in one window; 1,024 if None.
         sample_rate: of recordings that do not say theirs, in Hz.
 
@@ -88,6 +92,10 @@ def load(
         from etude.data import signals
 
         return signals.iq_folder(place, 1024 if window is None else window, sample_rate=sample_rate)
+    if kind == "detection":
+        from etude.data import detection
+
+        return detection.load(place, size=_LONGER_SIDE if size is None else size)
     if kind == "fields":
         from etude.data import fields as fields_on_the_globe
 
@@ -101,11 +109,11 @@ def load(
 
 _OPTIONS = {
     "kept": (), "npz": (), "table": ("target", "task"), "graph": ("target",), "images": ("size",),
-    "recordings": ("window", "sample_rate"), "fields": (),
+    "recordings": ("window", "sample_rate"), "fields": (), "detection": ("size",),
 }  # fmt: skip
 _WORDS = {
     "kept": "kept data", "npz": "images in an archive", "table": "a table", "graph": "a graph",
-    "images": "images", "recordings": "recordings", "fields": "fields on the globe",
+    "images": "images", "recordings": "recordings", "fields": "fields on the globe", "detection": "pictures with boxes",
 }  # fmt: skip
 
 
@@ -117,11 +125,15 @@ def _kind(place: Path) -> str:
             return "table"
         if place.suffix.lower() == ".npz":
             return "npz"
-        raise ValueError(f"a file of data ends in .npz, {', '.join((*_TABLES, *_FIELDS))}; got {place.name}")
+        if place.suffix.lower() == ".json":
+            return "detection"
+        raise ValueError(f"data end in .npz, .json (COCO), {', '.join((*_TABLES, *_FIELDS))}; got {place.name}")
     if (place / _KEPT).is_file():
         return "kept"
     if (place / "edges.csv").is_file() and (place / "nodes.csv").is_file():
         return "graph"
+    if _annotated(place):
+        return "detection"
     endings = {file.suffix.lower() for file in _files(place)}
     if endings & _IMAGES:
         return "images"
@@ -131,6 +143,12 @@ def _kind(place: Path) -> str:
         f"{place} holds neither a folder of images or IQ recordings per class nor nodes.csv and edges.csv; "
         f"it has files ending in {', '.join(sorted(endings)) or 'nothing'}"
     )
+
+
+def _annotated(place: Path) -> bool:
+    from etude.data import detection
+
+    return detection.is_annotated(place)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -197,6 +215,8 @@ def keep(data: UserData, folder: str | os.PathLike) -> Path:
         raise TypeError(f"data must be ImageData, TableData, GraphData or SignalData, got {type(data).__name__}")
     if isinstance(data, FieldData):
         raise TypeError("fields are not kept: pass the path of the .nc or .zarr that they come from")
+    if isinstance(data, DetectionData):
+        raise TypeError("pictures with boxes are not kept: pass the path of their COCO or VOC folder")
     tensors: dict[str, torch.Tensor] = {}
     rest: dict[str, Any] = {}
     for item in fields(data):

@@ -108,7 +108,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator, abc.ABC):
 
     def predict(self, X: Any) -> np.ndarray:
         """(n,) labels."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        likeliest = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[likeliest]
 
     def _prepared(self, x: Tensor) -> Tensor:
         return self._arranged((x - self.mean_) / self.std_).to(self.device)

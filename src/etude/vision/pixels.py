@@ -19,14 +19,13 @@ def to_images(pixels: Any, channels: int | None = None) -> Float32[Tensor, "n ch
         model(to_images(rgba_bytes, channels=3))
 
     8-bit and 16-bit integers are divided by 255 and 65,535, floats are taken as they are. Grey becomes three equal
-    channels, colour becomes one of brightness (ITU-R 601); of two or four channels the last is transparency, in [0, 1]
-    once scaled, and the image is laid over black.
+    channels, colour becomes one of brightness (ITU-R 601). Of two or four channels of integers the last is transparency
+    and the image is laid over black; floats keep all their channels unless others are wanted.
 
     Args:
         pixels: a tensor or array (n, height, width), (n, channels, height, width) or (n, height, width, channels);
             the channels are last if that axis is 1 to 4 long and the second axis is not. Or what has such `inputs`.
-        channels: of the result; those of the pixels, without transparency, if None. Any number that the pixels have
-            is kept as it is.
+        channels: of the result; those of the pixels if None. A number that the pixels have is kept as it is.
 
     Raises:
         TypeError: for another dtype.
@@ -44,6 +43,8 @@ def to_images(pixels: Any, channels: int | None = None) -> Float32[Tensor, "n ch
         raise ValueError(f"there are no pixels in shape {tuple(given.shape)}")
     if x.dtype in _LARGEST:
         x = x.to(torch.float32) / _LARGEST[x.dtype]
+        if channels is None and x.shape[1] in (2, 4):
+            channels = x.shape[1] - 1
     elif x.is_floating_point():
         x = x.to(torch.float32)
         if bad := int((~torch.isfinite(x)).sum()):
@@ -55,11 +56,11 @@ def to_images(pixels: Any, channels: int | None = None) -> Float32[Tensor, "n ch
 
 def _with_channels(x: Tensor, channels: int | None) -> Tensor:
     have = x.shape[1]
-    if have == channels:
+    if channels is None or have == channels:
         return x
     if have in (2, 4):
         x = x[:, :-1] * x[:, -1:]
-    if channels is None or x.shape[1] == channels:
+    if x.shape[1] == channels:
         return x
     if x.shape[1] == 1 and channels == 3:
         return x.expand(-1, 3, -1, -1)

@@ -94,12 +94,30 @@ def test_weight_decay_shrinks_w2_alone():
     assert weights[1][1] == pytest.approx(weights[0][1], rel=0.05)
 
 
+def test_the_rate_rises_to_its_value_and_stays():
+    moved = {}
+    for warmup, updates in ((0, 1), (3, 1), (3, 2)):
+        model, log = small()
+        before = model.head.towers.out.bias.detach().clone()
+        fit_multitask(model, log.rows, max_len=4, epochs=1, batch_size=-(-300 // updates), lr=0.01, warmup=warmup)
+        moved[warmup, updates] = (model.head.towers.out.bias - before).abs().max().item()
+    # Adam's first update is the rate, whatever the gradient.
+    assert moved[0, 1] == pytest.approx(0.01, rel=1e-3)
+    assert moved[3, 1] == pytest.approx(0.01 / 4, rel=1e-3)
+    assert moved[3, 2] <= 0.01 / 4 + 0.01 / 2 + 1e-6
+
+
 def test_a_task_of_one_class_is_named():
     model, log = small()
     log.rows.labels[:, 1] = torch.where(torch.arange(300) < 5, torch.tensor(NAN), torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"task 1 needs both labels in the training rows, its known ones are \[1.0\]"):
         fit_multitask(model, log.rows, max_len=4)
-    for options, message in (({"epochs": 0}, "got 0"), ({"lr": 0.0}, "0.0"), ({"patience": 0}, "and 0")):
+    for options, message in (
+        ({"epochs": 0}, "got 0"),
+        ({"lr": 0.0}, "0.0"),
+        ({"patience": 0}, "and 0"),
+        ({"warmup": -1}, "-1"),
+    ):
         with pytest.raises(ValueError, match=message):
             fit_multitask(model, log.rows, **options)
 

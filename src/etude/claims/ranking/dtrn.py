@@ -160,7 +160,7 @@ def on_facets(
     model = paired(trial, make, options, interest, refinement)
     result = fit_multitask(
         model, log["train"].rows, log["val"].rows, max_len=setup.length, epochs=setup.epochs, batch_size=setup.batch,
-        lr=getattr(trial.tuned, "lr", None) or 5e-3, generator=trial.generator("order"),
+        lr=getattr(trial.tuned, "lr", None) or 5e-3, warmup=setup.warmup, generator=trial.generator("order"),
         callback=log_curves(trial, model, log["val"].rows, setup.length),
     )  # fmt: skip
     values = {"val_auc": result.best_val_auc, "best_epoch": float(result.best_epoch)}
@@ -188,17 +188,16 @@ def looks(model: DTRN, rows: MultiTaskRows, length: int) -> dict[str, float]:
     return {"weight_own_facet": own, "weight_other_facet": other}
 
 
-SMALL = Setup(train=14_000, val=4_000, test=6_000, length=10, epochs=6, batch=256, dim=16, init_std=0.3)
+SMALL = Setup(train=14_000, val=4_000, test=6_000, length=10, epochs=6, batch=256, dim=16, init_std=0.3, warmup=110)
 SETUPS = {
-    "smoke": SMALL.replace(train=256, val=200, test=200, length=4, epochs=1),
+    "smoke": SMALL.replace(train=256, val=200, test=200, length=4, epochs=1, warmup=0),
     "small": SMALL,
-    "medium": SMALL.replace(train=60_000, val=20_000, test=40_000),
-    "full": SMALL.replace(train=1_000_000, val=50_000, test=200_000, batch=1024),
+    "medium": SMALL.replace(train=60_000, val=20_000, test=40_000, warmup=470),
+    "full": SMALL.replace(train=1_000_000, val=50_000, test=200_000, batch=1024, warmup=2000),
 }
-SEEDS: dict[str, int | range] = {"smoke": 1, "small": range(10, 15), "medium": 10, "full": 5}
+SEEDS: dict[str, int | range] = {"smoke": 1, "small": range(20, 25), "medium": 10, "full": 5}
 RATES = [2e-3, 5e-3, 1e-2]
-"""At 2e-2 some tasks of DTRN on MMoE stay where they start, and one tuning seed does not see it: version 1 of the
-claims had that rate in its grid, chose it, and failed."""
+"""At 2e-2 tasks stay where they start, with warm-up too, and one tuning seed may not see it."""
 REPORTED = (
     "ahead of shared-bottom, MMoE, PLE and others on one public and one industrial set, and in an online test in "
     "Alibaba's display advertising (abstract; the tables could not be checked)"
@@ -209,8 +208,9 @@ GENERATOR = (
     "a behaviour type. The rate of each arm and its epoch are chosen on 4,000 validation rows; the curves show the "
     "cosine of the two tasks' gradients with respect to what they share. Rows, epochs and the scale of the first "
     "embeddings were settled on other seeds by looking at both arms; with shorter training DTRN led by .0065 even "
-    "without conflict. Version 1 also had the rate 2e-2, at which tasks of DTRN on MMoE may stay where they start; its "
-    "one tuning seed chose it, and the claim about MMoE failed. "
+    "without conflict. In all arms the rate rises over the first third of the training. Without that (versions 1 and "
+    "2) at the chosen rate some tasks of some arms, plain ones too, stayed at the mean of the events from which they "
+    "start, at an AUC of .67: one tuning seed does not see it, five seeds do, and most verdicts failed or were open. "
 )
 
 
@@ -242,7 +242,7 @@ GENERATOR = (
     tune_seeds=1,
     tuned_like={"sb_wide": "sb", "mmoe_wide": "mmoe", "ple_wide": "ple"},
     seeds=SEEDS,
-    version=2,
+    version=3,
     worst={"auc": 0.5, "auc_1": 0.5, "auc_2": 0.5},
     timeout=7200.0,
     reported=REPORTED,
@@ -274,15 +274,17 @@ def bottom(trial: Trial) -> dict[str, float]:
     tune={"lr": RATES},
     tune_by="val_auc",
     tune_seeds=1,
+    tuned_like={"trm": "plain", "both": "tim"},
     seeds=SEEDS,
-    version=2,
+    version=3,
     worst={"auc": 0.5},
     timeout=7200.0,
     reported=REPORTED,
     notes=GENERATOR
     + (
-        "On a shared bottom, at full conflict. The features of the generator are a target and two interests that both "
-        "tasks need, so the gates have nothing to do: what they add, alone or to the interests, is shown two-sided."
+        "On a shared bottom, at full conflict; `trm` has the rate of `plain`, `both` that of `tim`. The features of "
+        "the generator are a target and two interests that both tasks need, so the gates have nothing to do: what "
+        "they add, alone or to the interests, is shown two-sided."
     ),
 )
 def ablation(trial: Trial) -> dict[str, float]:
@@ -310,7 +312,7 @@ def ablation(trial: Trial) -> dict[str, float]:
         "dtrn@0": "dtrn@1",
     },
     seeds=SEEDS,
-    version=2,
+    version=3,
     worst={"auc": 0.5},
     timeout=7200.0,
     reported="the paper argues from conflicting tasks; it has no such curve",

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LinearLR
 
 from etude.data.kinds import Examples
 from etude.data.kinds_multitask import MultiTaskRows
@@ -105,6 +106,7 @@ def fit_multitask(
     epochs: int = 6,
     batch_size: int = 1024,
     lr: float | int = 1e-3,
+    warmup: int = 0,
     weights: Sequence[float | int] | None = None,
     weight_decay: float | int = 0.0,
     patience: int | None = None,
@@ -122,6 +124,8 @@ def fit_multitask(
         train, val: impressions.
         max_len: events of each type that a history keeps.
         epochs, batch_size, lr: of Adam.
+        warmup: updates in which the rate rises linearly to `lr`. Without, at high rates, a task's interests may stay
+            where they start: the mean of the events.
         weights: of the tasks in the loss.
         weight_decay: decoupled, on W2 of a `HyperLayerNorm` alone, whose gammas might grow.
         patience: epochs without a better mean validation AUC after which training stops; None: never.
@@ -135,11 +139,14 @@ def fit_multitask(
     """
     if epochs < 1 or not lr > 0 or (patience is not None and patience < 1):
         raise ValueError(f"epochs >= 1, lr > 0 and patience >= 1 are needed, got {epochs}, {lr} and {patience}")
+    if warmup < 0:
+        raise ValueError(f"warmup must not be negative, got {warmup}")
     for task, column in enumerate(train.labels.unbind(1)):
         values = column[~column.isnan()].unique().tolist()
         if len(values) < 2:
             raise ValueError(f"task {task} needs both labels in the training rows, its known ones are {values}")
     optimizer = _optimizer(model, lr, weight_decay)
+    schedule = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup) if warmup else None
     order = torch.Generator().manual_seed(0) if generator is None else generator
     examples = Examples(torch.arange(len(train)), train.labels)
     by_row = _ByRow(model, train, max_len)
@@ -149,7 +156,8 @@ def fit_multitask(
     for epoch in range(1, epochs + 1):
         result = fit(
             by_row, examples, optimizer, loss=lambda logits, labels: multitask_loss(logits, labels, weights),
-            epochs=1, batch_size=batch_size, generator=order, clip=clip, mixed_precision=mixed_precision,
+            epochs=1, batch_size=batch_size, generator=order, schedule=schedule, clip=clip,
+            mixed_precision=mixed_precision,
         )  # fmt: skip
         losses.append(float(np.mean(result.losses)))
         if not np.isfinite(losses[-1]):
