@@ -4,9 +4,9 @@
     data = images.digits()
 
 `etude.data.kinds` holds one dataclass per kind; `images`, `detection`, `faces`, `characters`, `fields`, `graphs`,
-`signals`, `tables`, `uci`, `expression`, `clicks`, `multitask`, `relational`, `ranking`, `knobo` and `text` load files,
-embedded sets and public sets; `user` recognises what a user has; `catalogue` says which public sets exist, where they
-are and how to get them.
+`signals`, `tables`, `uci`, `expression`, `clicks`, `multitask`, `relational`, `ranking`, `knobo`, `nas_tables` and
+`text` load files, embedded sets and public sets; `user` recognises what a user has; `catalogue` says which public sets
+exist, where they are and how to get them.
 Submodules are imported when first used, so that listing the catalogue does not import torch.
 """
 
@@ -30,6 +30,7 @@ __all__ = [
     "knobo",
     "locate",
     "multitask",
+    "nas_tables",
     "ranking",
     "relational",
     "signals",
@@ -52,6 +53,7 @@ _SUBMODULES = (
     "kinds",
     "knobo",
     "multitask",
+    "nas_tables",
     "ranking",
     "relational",
     "signals",

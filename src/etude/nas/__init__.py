@@ -1,0 +1,1 @@
+"""Neural architecture search: spaces, searchers, predictors and transformations of networks."""
