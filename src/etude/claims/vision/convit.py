@@ -274,10 +274,10 @@ _LATER_DATA = _DATA | {"digits": Source(images.digits, scales=("smoke",))}
         "both models fit them. An untuned ViT would lose by twenty points. Controls take the rate of their kind: "
         "`no_local_init` has gates but no place in a window, `random_v` the local start without identity values, "
         "`vit_identity_v` and `vit_xavier` are ViTs with identity values and with Xavier weights: they tell what of "
-        "the start it is. The last two arms show the gap at 1,000 images, where it says little after so short a "
-        "training; so do the gates, which hardly move in 600 updates. Both are judged at `medium` and `full`, by "
-        "`gap_shrinks` and `locality_escapes`. `full` follows DeiT's recipe without repeated augmentation, and its "
-        "rate falls to zero instead of 1e-5."
+        "the start it is; a ViT that starts with Xavier weights ties with ConViT here. The last two arms show the gap "
+        "at 1,000 images, where it says little after so short a training; so do the gates, which hardly move in 600 "
+        "updates. Both are judged at `medium` and `full`, by `gap_shrinks` and `locality_escapes`. `full` follows "
+        "DeiT's recipe without repeated augmentation, and its rate falls to zero instead of 1e-5."
     ),
     helps=higher("convit", than="vit", metric="accuracy"),
 )
