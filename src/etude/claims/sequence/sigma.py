@@ -82,18 +82,18 @@ TEXTS = {
     "tinyshakespeare": Source(text.tinyshakespeare, scales=("small", "medium")),
     "fineweb-edu": Source(fineweb, scales=("full",)),
 }
-SMALL = Setup(length=64, dim=64, layers=3, ffn=160, heads=8, steps=400, batch=32, warmup=40, windows=None, kept=16)
+SMALL = Setup(length=64, dim=64, layers=3, ffn=160, heads=8, steps=400, batch=16, warmup=40, windows=None, kept=16)
 SETUPS = {
     "smoke": SMALL.replace(length=16, dim=16, layers=1, ffn=24, steps=2, batch=4, warmup=1, windows=4),
     "small": SMALL,
-    "medium": SMALL.replace(length=128, dim=128, heads=4, ffn=320, steps=1500),
+    "medium": SMALL.replace(batch=32, length=128, dim=128, heads=4, ffn=320, steps=1500),
     "full": SMALL.replace(length=2048, dim=2048, layers=24, ffn=5632, heads=32, steps=50_000, batch=1024, warmup=1000),
 }
 SEEDS = {"smoke": 1, "small": 4, "medium": 8, "full": 3}
 RATES = [2e-3, 4e-3]
 TRAINING = (
-    "Characters of tinyshakespeare, windows of 64; 400 updates of AdamW (0.9, 0.95), decay 0.1, clip 1, warm-up and "
-    "cosine; the rate of an arm is chosen on validation windows. Test loss in nats a character."
+    "Characters of tinyshakespeare, windows of 64; 400 updates of 16 windows, AdamW (0.9, 0.95), decay 0.1, clip 1, "
+    "warm-up and cosine; the rate of an arm is chosen on validation windows. Test loss in nats a character."
 )
 
 

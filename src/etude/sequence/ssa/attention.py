@@ -59,43 +59,61 @@ def subsampled_attention(
     queries, sources = (
         part if part.ndim == 3 else part.expand(batch, -1, -1) for part in (index_sets.queries, index_sets.sources)
     )
-    groups = queries.shape[1]
-    q_g, k_g, v_g = _rows(q, queries), _rows(k, sources), _rows(v, sources)
-    scores = (q_g @ k_g.transpose(-2, -1)) * scale + logit_bias
     place_q, place_s = queries[:, None, :, :, None], sources[:, None, :, None, :]
     hidden = place_s < 0
     if causal:
         hidden = hidden | (place_s > place_q)
-    extra = None
+    given = None
     if attn_mask is not None:
         given = attn_mask.expand(batch, attn_mask.shape[-3] if attn_mask.ndim > 2 else 1, n, m)
         row = torch.arange(batch, device=q.device)[:, None, None, None]
-        picked = given.transpose(0, 1)[:, row, queries.clamp(min=0)[..., :, None], sources.clamp(min=0)[..., None, :]]
-        extra = picked.transpose(0, 1)
-        hidden, scores = (hidden | ~extra, scores) if extra.dtype == torch.bool else (hidden, scores + extra)
-    scores = scores.masked_fill(hidden, float("-inf"))
+        places = queries.clamp(min=0)[..., :, None], sources.clamp(min=0)[..., None, :]
+        extra = given.transpose(0, 1)[:, row, *places].transpose(0, 1)
+        hidden = hidden | (~extra if extra.dtype == torch.bool else extra == float("-inf"))
+    q_g, k_g, v_g = _rows(q, queries) * scale, _rows(k, sources), _rows(v, sources)
+    if self_keys:  # one more column, which is written below: joining it to the scores would copy them
+        k_g, v_g = F.pad(k_g, (0, 0, 0, 1)), F.pad(v_g, (0, 0, 0, 1))
+        alone, hidden_self = _self_scores(q_g, k, queries, given), ((place_s == place_q) & ~hidden).any(-1, True)
+        if given is not None and given.dtype == torch.bool:
+            hidden_self = hidden_self | ~_diagonal(given, queries)
+        lead = torch.broadcast_shapes(hidden.shape[:-1], hidden_self.shape[:-1])
+        hidden = torch.cat([hidden.expand(*lead, -1), hidden_self.expand(*lead, 1)], dim=-1)
+    scores = q_g @ k_g.transpose(-2, -1)
+    if given is not None and given.dtype != torch.bool:
+        scores = scores + F.pad(extra, (0, scores.shape[-1] - extra.shape[-1]))
+    if logit_bias:
+        scores[..., : sources.shape[-1]] += logit_bias
     if self_keys:
-        own = (q_g * _rows(k, queries)).sum(-1, keepdim=True) * scale
-        twice = ((place_s == place_q) & ~hidden).any(-1, keepdim=True) | (place_q < 0)
-        if attn_mask is not None:
-            diagonal = given.diagonal(dim1=-2, dim2=-1)
-            at = diagonal.gather(2, queries.clamp(min=0).flatten(1)[:, None].expand(-1, diagonal.shape[1], -1))
-            at = at.unflatten(2, queries.shape[1:])[..., None]
-            twice, own = (twice | ~at, own) if at.dtype == torch.bool else (twice, own + at)
-        scores = torch.cat([scores, own.masked_fill(twice, float("-inf"))], dim=-1)
-    nothing = (scores == float("-inf")).all(-1, keepdim=True)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(nothing, 0.0)
-    weights = torch.softmax(scores, dim=-1).masked_fill(nothing, 0.0)
-    weights = F.dropout(weights.to(v.dtype), dropout) if dropout else weights.to(v.dtype)
+        scores[..., -1:] = alone
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill_(hidden, float("-inf"))
+    # Only a mask, or a sample without oneself, can leave a query with nothing to see.
+    nothing = hidden.all(-1, keepdim=True) if given is not None or not self_keys else None
+    if nothing is not None:
+        scores = scores.masked_fill(nothing, 0.0)
+    weights = torch.softmax(scores, dim=-1).to(v.dtype)
+    if nothing is not None:
+        weights = weights.masked_fill(nothing, 0.0)
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    out = weights @ v_g
     if self_keys:
-        out = weights[..., :-1] @ v_g + weights[..., -1:] * _rows(v, queries)
-    else:
-        out = weights @ v_g
+        out = torch.addcmul(out, weights[..., -1:], _rows(v, queries))
     # Back to the original places; what was filled up goes to a place more, which is cut off.
-    places = torch.where(queries < 0, n, queries).flatten(1)[:, None, :, None].expand(-1, heads, -1, v.shape[-1])
-    found = out.new_zeros(batch, heads, n + 1, v.shape[-1])
-    assert out.shape[2] == groups
-    return found.scatter(2, places, out.flatten(2, 3))[:, :, :n]
+    home = torch.where(queries < 0, n, queries).flatten(1)[:, None, :, None].expand(-1, heads, -1, v.shape[-1])
+    return out.new_zeros(batch, heads, n + 1, v.shape[-1]).scatter(2, home, out.flatten(2, 3))[:, :, :n]
+
+
+def _self_scores(q_g: Tensor, k: Tensor, queries: Tensor, given: Tensor | None) -> Tensor:
+    """Each query's score with itself, (batch, heads, groups, size, 1)."""
+    own = (q_g * _rows(k, queries)).sum(-1, keepdim=True)
+    return own if given is None or given.dtype == torch.bool else own + _diagonal(given, queries)
+
+
+def _diagonal(given: Tensor, queries: Tensor) -> Tensor:
+    """A mask's entries of queries with themselves, (batch, 1 or heads, groups, size, 1)."""
+    diagonal = given.diagonal(dim1=-2, dim2=-1)
+    at = queries.clamp(min=0).flatten(1)[:, None].expand(-1, diagonal.shape[1], -1)
+    return diagonal.gather(2, at).unflatten(2, queries.shape[1:])[..., None]
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
