@@ -32,10 +32,22 @@ def without_boxes_in_training(world):
     return FaceWorld(draw, world.channels, world.tags)
 
 
-@pytest.mark.parametrize("arm", ["tags", "cascade", "saliency"])
-def test_no_arm_looks_at_a_training_box(arm):
+@pytest.mark.parametrize("arm", ["tags", "cascade"])
+def test_no_arm_of_the_method_looks_at_a_training_box(arm):
     world = claims.drawn_world()
     assert run("tags_localise_faces", arm, world) == run("tags_localise_faces", arm, without_boxes_in_training(world))
+
+
+def test_baselines_choose_their_threshold_by_training_boxes():
+    part = claims.drawn_world().draw({"train": [40, 2], "test": [4, 1]}, claims._CLEAN, 0)["train"]
+    found = {
+        boxes: claims.boxes_from_responses(
+            claims.sobel_magnitude(part.examples.inputs), claims._threshold(claims.sobel_magnitude, part, boxes=boxes)
+        )[0]
+        for boxes in (False, True)
+    }
+    recalls = {boxes: claims.localization_recall(found[boxes], part.boxes)[0] for boxes in found}
+    assert recalls[True] > recalls[False]
 
 
 def test_crops_of_anet_are_cut_without_a_box():

@@ -73,6 +73,29 @@ def test_the_threshold_prefers_much_response_on_little_area():
     assert choose_threshold(bright, (0.02, 0.5), sigma=0.0) == 0.5
 
 
+def test_the_threshold_takes_all_of_a_peaked_region():
+    """A disc whose response falls off linearly: the best box leaves out a rim that is weaker than the mean."""
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    cone = (1 - ((rows - 31.5) ** 2 + (columns - 31.5) ** 2).sqrt() / 20).clamp(min=0)[None]
+    taus = (0.05, 0.1, 0.2, 0.35, 0.5)
+
+    def worth(tau):
+        left, top, right, bottom = box_from_response(cone[0], tau, sigma=0.0).box.int().tolist()
+        return cone[0, top:bottom, left:right].sum() / cone.sum() - (right - left) * (bottom - top) / 64**2
+
+    assert choose_threshold(cone, taus, sigma=0.0) == max(taus, key=worth) == 0.2
+
+
+def test_true_boxes_choose_the_threshold_where_they_are_known():
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    cone = (1 - ((rows - 31.5) ** 2 + (columns - 31.5) ** 2).sqrt() / 20).clamp(min=0)[None]
+    for side in (18, 24, 36):
+        true = torch.tensor([[32.0 - side / 2, 32 - side / 2, 32 + side / 2, 32 + side / 2]])
+        tau = choose_threshold(cone, (0.05, 0.1, 0.4, 0.55), sigma=0.0, boxes=true)
+        found = box_from_response(cone[0], tau, sigma=0.0).box
+        assert abs(found[2] - found[0] - side) <= 2
+
+
 def test_density_of_windows_by_hand():
     response = torch.arange(12.0).view(3, 4)
     windows = torch.tensor([[0.0, 0.0, 4.0, 3.0], [2.0, 1.0, 4.0, 3.0]])
@@ -113,6 +136,7 @@ def test_suppression_keeps_the_best_of_overlapping_boxes():
         (lambda: box_from_response(blob(), component="all"), "'peak' or 'largest', got 'all'"),
         (lambda: box_from_response(blob() * float("nan")), "NaN"),
         (lambda: choose_threshold(blob()[None], ()), "at least one"),
+        (lambda: choose_threshold(blob()[None], boxes=torch.ones(2, 4)), r"shape \(1, 4\)"),
         (lambda: window_by_density(blob().float(), torch.tensor([[0.0, 0, 65, 4]])), "within the 64 x 64 map"),
         (lambda: window_by_density(blob().float(), torch.tensor([[3.0, 0, 3, 4]])), "left < right"),
         (lambda: window_by_density(blob().float(), torch.tensor([[0.0, 0, 3, 4]]), 2.0), r"beta must lie in \[0, 1\]"),

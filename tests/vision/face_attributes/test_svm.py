@@ -47,6 +47,13 @@ def test_linear_attributes_are_learnt_on_either_convention():
     assert np.array_equal(svm.predict(z), (svm.decision_function(z) > 0).astype(int))
 
 
+def test_features_that_do_not_vary_say_nothing():
+    _, tags = features()
+    svm = AttributeSVM(C=1e-2).fit(torch.ones(len(tags), 4), tags)
+    assert np.abs(svm.decision_function(torch.rand(5, 4))).max() < 1
+    assert svm.n_components_ == 4
+
+
 def test_components_are_of_the_training_rows_alone():
     x, tags = features()
     svm = AttributeSVM(pca=0.95).fit(x, tags)

@@ -69,7 +69,7 @@ class AttributeSVM(BaseEstimator):
         self._scaler = StandardScaler().fit(x)
         scaled = self._scaler.transform(x)
         self._pca = None
-        if self.pca is not None:
+        if self.pca is not None and scaled.any():  # features that do not vary have no components
             self._pca = PCA(self.pca, svd_solver="full").fit(scaled)
             scaled = self._components(scaled)
         self.n_components_ = scaled.shape[1]
