@@ -116,6 +116,8 @@ class FaceAttributeClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"there are {len(images)} pictures and {len(tags)} rows of tags")
         if self.crop_size < 12:
             raise ValueError(f"crop_size must be at least 12, got {self.crop_size}")
+        if identities is not None and len(identities) != len(images):
+            raise ValueError(f"there are {len(images)} pictures and {len(identities)} identities")
         self.n_features_in_ = images.shape[1:].numel()
         seed = np.random.randint(2**31) if self.random_state is None else self.random_state
         with seeded(seed):
@@ -156,8 +158,6 @@ class FaceAttributeClassifier(ClassifierMixin, BaseEstimator):
         who = None
         if identities is not None:
             who = torch.from_numpy(np.unique(np.asarray(identities), return_inverse=True)[1]).long()
-            if len(who) != len(images):
-                raise ValueError(f"there are {len(images)} pictures and {len(who)} identities")
             outputs = int(who.max()) + 1
         self.anet_ = ANet(
             outputs, feature_dim=self.feature_dim, local=self.local, in_channels=self._channels, size=self.crop_size,
