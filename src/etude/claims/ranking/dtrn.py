@@ -196,8 +196,9 @@ SETUPS = {
     "full": SMALL.replace(train=1_000_000, val=50_000, test=200_000, batch=1024, warmup=2000),
 }
 SEEDS: dict[str, int | range] = {"smoke": 1, "small": range(20, 25), "medium": 10, "full": 5}
-RATES = [2e-3, 5e-3, 1e-2]
-"""At 2e-2 tasks stay where they start, with warm-up too, and one tuning seed may not see it."""
+RATES = [5e-3, 1e-2]
+"""At 2e-2 tasks stay where they start, with warm-up too, and one tuning seed may not see it; at 2e-3 every arm was
+behind, by .03 to .1."""
 REPORTED = (
     "ahead of shared-bottom, MMoE, PLE and others on one public and one industrial set, and in an online test in "
     "Alibaba's display advertising (abstract; the tables could not be checked)"
@@ -379,7 +380,7 @@ LOGS_SMALL = Setup(train=12_000, val=4_000, test=12_000, epochs=3, batch=256, di
         "ml-latest-small": Source(movielens_small, scales=("small", "medium")),
         "user-behavior": Source(user_behavior, scales=("full",)),
     },
-    tune={"lr": [1e-3, 2e-3, 5e-3]},
+    tune={"lr": [2e-3, 5e-3]},
     tune_by="val_auc",
     tune_seeds=1,
     seeds={"smoke": 1, "small": 5, "medium": 10, "full": 5},
