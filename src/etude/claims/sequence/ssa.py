@@ -189,7 +189,7 @@ def trained(trial: Trial, data: TextData, *, samples: bool, dropout: float, atte
     ],
     setup=SETUPS,
     data=TEXTS,
-    tune={"dropout": [0.0, 0.1, 0.2, 0.3]},
+    tune={"dropout": [0.0, 0.1, 0.3]},
     tune_by="val_loss",
     tune_goal="min",
     tune_seeds=1,
