@@ -27,8 +27,11 @@ run: $(INSTALLED)
 	if [ $$status -ne 0 ] && [ $$status -ne 1 ] && [ $$status -ne 4 ]; then exit $$status; fi
 	@$(BIN)/etude report --output site
 
+# The smoke trials of all papers, which the conformance tests run, take twice as long under the checker of types.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) --jaxtyping-packages=etude,beartype.beartype
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --jaxtyping-packages=etude,beartype.beartype \
+		--ignore tests/test_conformance.py
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/test_conformance.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
