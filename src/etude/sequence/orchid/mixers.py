@@ -1,0 +1,5 @@
+"""The mixer of this paper; importing this registers it."""
+
+from etude.sequence.orchid.operator import Orchid
+
+__all__ = ["Orchid"]
