@@ -320,11 +320,12 @@ def _cifar10() -> ImageData:
         "on the same 500 validation images: block and timestep (noise averaged over four draws) for the U-Nets, one "
         "of three maps or the code for the encoders, raw or averaged pixels. `training_tflop` is counted, not timed: "
         "the BiGAN gets at least the U-Net's. `bigan_untrained` is its encoder with random weights: if the BiGAN is "
-        "not above it, beating the BiGAN says little. On an exploration seed it was not (.765 and .789), nor with spectral "
-        "normalisation, an R1 penalty or half the rate for the discriminator (.762, .743, .743). `denoising_autoencoder` and `autoencoder` train the same encoder "
-        "and generator to reconstruct, with noise of 0.6 and without, at about half the compute. `etude try` asks "
-        "whether the diffusion features beat the pixels of your images, resized to 16 x 16. `medium` has wider "
-        "networks and more training; `full` is CIFAR-10 with 100 labels a class."
+        "not above it, beating the BiGAN says little. On an exploration seed it was not (.765 and .789), nor with "
+        "spectral normalisation, an R1 penalty or half the rate for the discriminator (.762, .743, .743). "
+        "`denoising_autoencoder` and `autoencoder` train the same encoder and generator to reconstruct, with noise of "
+        "0.6 and without, at about half the compute. `etude try` asks whether the diffusion features beat the pixels "
+        "of your images, resized to 16 x 16. `medium` has wider networks and more training; `full` is CIFAR-10 with "
+        "100 labels a class."
     ),
     helps=higher("diffusion", than="pixels", metric="accuracy"),
 )
