@@ -11,6 +11,7 @@ __all__ = [
     "describe_tuned",
     "finite",
     "format_column",
+    "format_domain",
     "format_effect",
     "format_interval",
     "format_mean",
@@ -204,3 +205,9 @@ def _bracket(low: float | None, high: float | None, decimals: int | None) -> str
     left = "-inf" if low is None else _signed(low, decimals)
     right = "+inf" if high is None else _signed(high, decimals)
     return f"[{left}, {right}]"
+
+
+def format_domain(name: str) -> str:
+    """A domain's name as a heading: `computer_vision` becomes `Computer vision`."""
+    text = "architecture search" if name == "nas" else name.replace("_", " ")
+    return text[:1].upper() + text[1:]

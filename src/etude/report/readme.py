@@ -7,7 +7,15 @@ from typing import Any
 
 from etude.report.catalogue import ClaimLine, PaperLine, catalogue
 from etude.report.files import replace_file
-from etude.report.formatting import STATUSES, arxiv_url, finite, format_effect, format_seconds, format_status
+from etude.report.formatting import (
+    STATUSES,
+    arxiv_url,
+    finite,
+    format_domain,
+    format_effect,
+    format_seconds,
+    format_status,
+)
 
 __all__ = ["BEGIN", "END", "claims_page", "readme_in_sync", "update_readme", "verdict_table"]
 
@@ -36,7 +44,7 @@ def verdict_table(
     undecided, fail or wait; claims that only `full` can decide are left out."""
     lines: list[str] = []
     for domain, papers in catalogue(registry, evidence, freshness).domains.items():
-        lines += ["", f"### {_plain(domain.capitalize())}", "", *_PAPERS, *(_paper_row(paper) for paper in papers)]
+        lines += ["", f"### {_plain(format_domain(domain))}", "", *_PAPERS, *(_paper_row(paper) for paper in papers)]
     return "\n".join(lines[1:])
 
 

@@ -161,7 +161,7 @@ def _templates(generated: str) -> Any:
         p=formatting.format_p,
         minus=lambda text: _MINUS.sub("\u2212", text),
         fragment=_fragment,
-        words=_words,
+        words=formatting.format_domain,
         web=_web,
     )
     return environment
@@ -193,12 +193,6 @@ def _sections(cards: Sequence[tuple[str, PaperLine, str]]) -> list[dict[str, Any
 
 def _fragment(domain: str) -> str:
     return "domain-" + re.sub(r"[^A-Za-z0-9]+", "-", domain)
-
-
-def _words(name: str) -> str:
-    """A domain's name as a heading: `computer_vision` becomes `Computer vision`."""
-    text = name.replace("_", " ")
-    return text[:1].upper() + text[1:]
 
 
 def _web(address: Any) -> str:
