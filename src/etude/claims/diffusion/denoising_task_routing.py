@@ -352,14 +352,14 @@ _PROTOCOL = (
     ],
     setup={"smoke": SMOKE, "small": SMALL, "medium": CIFAR, "full": IMAGENET},
     data=DATA,
-    seeds={"smoke": 1, "small": 4, "medium": 3, "full": 3},
+    seeds={"smoke": 1, "small": 3, "medium": 3, "full": 3},
     timeout=2_000_000.0,
     resources={"gpus": 1},
     reported=(
         "ImageNet 256, DiT-L/2, 400k steps, guidance 1.5: FID-50K 12.59 without and 8.90 with DTR, inception score "
         "134.6 and 156.5 (the authors' repository)"
     ),
-    notes=_PROTOCOL + " In exploration on digits neither network was reliably ahead.",
+    notes=_PROTOCOL + " A fourth seed, left out for its cost, leaves the verdict as it is: +1.1 [-2.9, +5.2].",
     helps=lower("dtr", than="plain", metric="frechet_cnn"),
 )
 def routing(trial: Trial, data: ImageData) -> dict[str, float]:
@@ -372,16 +372,17 @@ def routing(trial: Trial, data: ImageData) -> dict[str, float]:
     expect=[lower("dtr", than="random", metric="frechet_cnn")],
     setup={
         "smoke": SMOKE,
-        "small": SMALL.replace(steps=1_500, curve=[500, 1_000], samples=1_000),
+        "small": SMALL.replace(steps=1_000, curve=[500], samples=1_000),
         "medium": CIFAR,
         "full": IMAGENET,
     },
     data=DATA,
-    seeds={"smoke": 1, "small": 3, "medium": 3, "full": 3},
+    seeds={"smoke": 1, "small": range(10, 13), "medium": 3, "full": 3},
+    version=2,
     timeout=2_000_000.0,
     resources={"gpus": 1},
     reported="Random routing (R-TR) is worse than the plain network, DTR better (ablation; direction only)",
-    notes=_PROTOCOL + " `random` draws a subset of a fifth fewer channels for every task and block.",
+    notes=_PROTOCOL + " `random`: a subset for every task and block. After 1,500 steps (version 1) 77 [52, 103] apart.",
 )
 def structure(trial: Trial, data: ImageData) -> dict[str, float]:
     if trial.arm == "random":
