@@ -171,3 +171,17 @@ def test_other_refusals():
             model.generate(prompt, new, **options)
     with pytest.raises(ValueError, match="does not generate"):
         built(head="tag").generate(tokens(), 1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "head", "scale"),
+    [({"vocab": 50}, "lm", 0.02), ({"vocab": 50}, "tag", 64**-0.5), ({"input_dim": 1}, "classify", 0.5)],
+)
+def test_positions_start_at_the_scale_of_the_tokens(inputs, head, scale):
+    outputs = None if head == "lm" else 4
+    model = SequenceModel(
+        "attention", 64, 1, head=head, num_outputs=outputs, max_len=256, positions="learned", **inputs
+    )  # fmt: skip
+    assert abs(model.positions.weight.std().item() / scale - 1) < 0.05
+    if "vocab" in inputs:
+        assert abs(model.embedding.weight.std().item() / scale - 1) < 0.05

@@ -98,7 +98,7 @@ EIGHT, TWELVE = ((16,) * 2, (32,) * 3, (48,) * 3), ((16,) * 3, (32,) * 4, (48,) 
 """Convolutions of the teachers of `small`, by width."""
 SMALL = Setup(
     teacher="eight", larger="twelve", teacher_epochs=12, teacher_lr=2e-3, batch=50, steps=40, shrink_steps=20,
-    rollouts=5, epochs=3, lr=5e-3, weight_decay=0.0, scale=None, policy_lr=0.01, last=50, refine=20, final_epochs=30,
+    rollouts=5, epochs=3, lr=5e-3, weight_decay=0.0, scale=None, policy_lr=0.01, last=50, refine=10, final_epochs=30,
     stage_steps=30, transfer_steps=10, students=10, min_channels=4, train=600, val=500, augment=False,
 )  # fmt: skip
 SMOKE = SMALL.replace(
@@ -256,7 +256,7 @@ def late(history: Sequence[Tried], last: int) -> float:
     notes=PROTOCOL
     + (
         "200 students a run. `late_reward` is the mean over the last 50, `best_reward` is over all; `test_accuracy` "
-        "and `compression` are means over the best three, trained 20 epochs. `random` keeps a layer with probability "
+        "and `compression` are means over the best three, trained 10 epochs. `random` keeps a layer with probability "
         "0.5. The policy's rate was chosen on a seed that is not judged. "
     )
     + FULL,

@@ -178,10 +178,12 @@ class SequenceModel(
         )  # fmt: skip
         self.norm = nn.Identity() if residual == "post" else nn.RMSNorm(dim, eps=1e-6)
         self.output = None if head == "lm" else nn.Linear(dim, num_outputs or 1)
+        # Positions start at the scale of the tokens: at .02 beside larger ones attention takes long to see them.
+        scale = 0.5 if vocab is None else 0.02 if head == "lm" else dim**-0.5
         if vocab is not None:
-            nn.init.normal_(self.embedding.weight, std=0.02 if head == "lm" else dim**-0.5)
+            nn.init.normal_(self.embedding.weight, std=scale)
         if self.positions is not None:
-            nn.init.normal_(self.positions.weight, std=0.02)
+            nn.init.normal_(self.positions.weight, std=scale)
         blind = [type(part).__name__ for part in self.mixers() if not part.causal]
         if head == "lm" and blind:
             raise ValueError(f"a language model must not see later tokens, {blind[0]} does")
