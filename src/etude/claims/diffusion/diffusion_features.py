@@ -318,14 +318,13 @@ def _cifar10() -> ImageData:
         "An L2 logistic probe with 10 labels a class, features standardised by the labelled images; 3,500 digits of "
         "16 x 16 pixels without labels train the networks. Every arm chooses where to read and the probe's strength "
         "on the same 500 validation images: block and timestep (noise averaged over four draws) for the U-Nets, one "
-        "of three maps or the code for the encoders, raw or averaged pixels. `training_tflop` is counted, not timed: "
-        "the BiGAN gets at least the U-Net's. `bigan_untrained` is its encoder with random weights: if the BiGAN is "
-        "not above it, beating the BiGAN says little. On an exploration seed it was not (.765 and .789), nor with "
-        "spectral normalisation, an R1 penalty or half the rate for the discriminator (.762, .743, .743). "
+        "of three maps or the code for the encoders, raw or averaged pixels. `training_tflop`, counted: the BiGAN "
+        "gets at least the U-Net's. `bigan_untrained` is its encoder with random weights: if the BiGAN is not above "
+        "it, beating the BiGAN says little. On an exploration seed it was not (.765 and .789), nor with spectral "
+        "normalisation, an R1 penalty or half the rate for the discriminator (.762, .743, .743). "
         "`denoising_autoencoder` and `autoencoder` train the same encoder and generator to reconstruct, with noise of "
-        "0.6 and without, at about half the compute. `etude try` asks whether the diffusion features beat the pixels "
-        "of your images, resized to 16 x 16. `medium` has wider networks and more training; `full` is CIFAR-10 with "
-        "100 labels a class."
+        "0.6 and without, at about half the compute. `medium` has wider networks and more training; `full` is "
+        "CIFAR-10 with 100 labels a class."
     ),
     helps=higher("diffusion", than="pixels", metric="accuracy"),
 )

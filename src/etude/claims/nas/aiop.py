@@ -64,12 +64,11 @@ print(predictor.predict(network, example_input=torch.zeros(1, 3, 32, 32), return
         "Whether the adapters gain by their form or by the further tasks' data is not told apart here: `pooled`, a "
         "predictor whose training went on with the pooled data, is as good with 20 labels and scatters much without. "
         "Counting FLOPs ranks cells nearly as well, and skeletons far better (.74) than any predictor carried over to "
-        "them (near 0): both stand beside every headline. With twenty "
-        "labels the mean absolute error is small where the labels hardly differ: `mean`, which predicts their mean, "
-        "says how small. Networks are split by pruned cell: a split by key leaves twins on both sides. "
-        "The authors' own tasks (COCO, MPII, LSP over Once-for-All bodies) need their caches of graphs, pickles on a "
-        "hub; the public tables of TransNAS-Bench-101 stand in: seven tasks, two spaces, true labels. Needs "
-        "torch_geometric (extra `graphs`)."
+        "them (near 0): both stand beside every headline. With twenty labels the mean absolute error is small where "
+        "the labels hardly differ: `mean`, which predicts their mean, says how small. Networks are split by pruned "
+        "cell: a split by key leaves twins on both sides. The authors' own tasks (COCO, MPII, LSP over Once-for-All "
+        "bodies) need their caches of graphs, pickles on a hub; the public tables of TransNAS-Bench-101 stand in: "
+        "seven tasks, two spaces, true labels. Needs torch_geometric (extra `graphs`)."
     ),
     code="https://github.com/Ascend-Research/AIO-P",
     extra="graphs",
