@@ -348,7 +348,7 @@ def long_signals(trial: Trial, data: ImageData) -> dict[str, float]:
         "digits": Source(images.digits, scales=("smoke", "small")),
         "mnist": Source(lambda: images.hub("ylecun/mnist", in_memory=True), scales=("full",)),
     },
-    seeds={"smoke": 1, "small": 10, "full": 3},
+    seeds={"smoke": 1, "small": 5, "full": 3},
     timeout=86_400.0,
     reported="MNIST, four layers of 2,000: 1.36 % errors after 60 epochs (Hinton, section 3.3)",
     notes=(
